@@ -215,7 +215,7 @@ func ParseNodePublic(b []byte) (NodePublic, error) {
 		return p, corrupt(what, "level %d", p.Level)
 	case b[1]&^flagPatch != 0 || p.Patch && p.Level != 0:
 		return p, corrupt(what, "flags %#x at level %d", b[1], p.Level)
-	case p.Level > 0 && (n == 0 || n > Fanout):
+	case p.Level > 0 && n > Fanout:
 		return p, corrupt(what, "%d children at level %d", n, p.Level)
 	}
 	p.Children = make([]Ref, n)
