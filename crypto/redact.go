@@ -1,0 +1,29 @@
+package crypto
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+)
+
+const redactedText = "redacted"
+
+// redacted is embedded in every struct that holds a secret. Such a struct keeps
+// the secret behind a pointer, because fmt does not call the methods of a value
+// in somebody's unexported field but prints its bytes.
+type redacted struct{}
+
+// Format writes "redacted", whatever the verb.
+func (redacted) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redactedText) }
+
+// String returns "redacted".
+func (redacted) String() string { return redactedText }
+
+// GoString returns "redacted".
+func (redacted) GoString() string { return redactedText }
+
+// LogValue returns "redacted".
+func (redacted) LogValue() slog.Value { return slog.StringValue(redactedText) }
+
+// MarshalText returns "redacted", also for JSON.
+func (redacted) MarshalText() ([]byte, error) { return []byte(redactedText), nil }
