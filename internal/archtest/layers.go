@@ -1,0 +1,101 @@
+package archtest
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+)
+
+// layer is the height of each package in the drawing. A package may import what stands lower, never
+// what stands beside it or above. A folder that is not listed is not in the drawing.
+var layer = map[string]int{
+	"blockstore":         0,
+	"crypto":             0,
+	"image/dirty":        0,
+	"image/format":       0,
+	"image/plan":         0,
+	"internal/archtest":  0,
+	"image/record":       1,
+	"image/tree":         2,
+	"image":              3,
+	"internal/imagetest": 4,
+	"fs":                 5,
+	"transfer":           5,
+	"transfer/qemu":      5,
+	"internal/daemon":    6,
+	"cmd/sealdisk":       7,
+}
+
+// testOnly is the package that only test files may import.
+const testOnly = "internal/imagetest"
+
+// fences name the libraries that one folder alone may import, tests included.
+var fences = []struct{ library, folder string }{
+	{"github.com/hanwen/go-fuse", "fs"},
+	{"github.com/dgraph-io/badger", "blockstore"},
+	{"github.com/urfave/cli", "cmd"},
+}
+
+// Layers checks every import against the drawing.
+func Layers(t *Tree) (faults []string) {
+	for _, dir := range sortedKeys(t.Files) {
+		if _, ok := layer[dir]; !ok {
+			faults = append(faults, dir+": not in the drawing of the packages")
+			continue
+		}
+		for _, f := range t.Files[dir] {
+			for _, imported := range f.Imports {
+				if ours, ok := within(Module, imported); ok {
+					faults = append(faults, layerFault(f, dir, ours)...)
+				}
+				faults = append(faults, fenceFault(f, dir, imported)...)
+			}
+		}
+	}
+	return faults
+}
+
+func layerFault(f *File, dir, imported string) []string {
+	switch height, ok := layer[imported]; {
+	case !ok:
+		return []string{fmt.Sprintf("%s: imports %s, which is not in the drawing", f.Path, imported)}
+	case f.Test() && (imported == testOnly || imported == dir):
+		return nil
+	case imported == testOnly:
+		return []string{fmt.Sprintf("%s: imports %s, which is for tests", f.Path, imported)}
+	case height > layer[dir]:
+		return []string{fmt.Sprintf("%s: imports %s, which is above %s", f.Path, imported, dir)}
+	case height == layer[dir]:
+		return []string{fmt.Sprintf("%s: imports %s, which is beside %s", f.Path, imported, dir)}
+	}
+	return nil
+}
+
+func fenceFault(f *File, dir, imported string) []string {
+	for _, fence := range fences {
+		_, fenced := within(fence.library, imported)
+		if _, home := within(fence.folder, dir); fenced && !home {
+			return []string{fmt.Sprintf("%s: imports %s, which belongs to %s alone", f.Path, imported, fence.folder)}
+		}
+	}
+	return nil
+}
+
+// within reports whether name is root or below it, and returns what follows root.
+func within(root, name string) (rest string, ok bool) {
+	if name == root {
+		return ".", true
+	}
+	rest, ok = strings.CutPrefix(name, root+"/")
+	return path.Clean(rest), ok
+}
+
+func sortedKeys(m map[string][]*File) []string {
+	var keys []string
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
