@@ -1,0 +1,240 @@
+package tree
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/maypok86/otter/v2"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/record"
+)
+
+// Loader reads the nodes of one store and keeps opened ones in bounded memory.
+// It is safe for concurrent use.
+type Loader struct {
+	store *blockstore.Store
+	cache *otter.Cache[blockstore.ObjectID, node]
+}
+
+// node is a *record.Leaf or a *record.Inner.
+type node any
+
+// NewLoader keeps about maxBytes of opened nodes.
+func NewLoader(store *blockstore.Store, maxBytes int64) (*Loader, error) {
+	cache, err := otter.New(&otter.Options[blockstore.ObjectID, node]{
+		MaximumWeight: uint64(maxBytes),
+		Weigher:       func(_ blockstore.ObjectID, n node) uint32 { return weight(n) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("tree: cache of nodes: %w", err)
+	}
+	return &Loader{store: store, cache: cache}, nil
+}
+
+func weight(n node) uint32 {
+	switch n := n.(type) {
+	case *record.Leaf:
+		return uint32(200 + 136*len(n.Objects) + 8*len(n.Extents))
+	case *record.Inner:
+		return uint32(200 + 96*len(n.Children))
+	}
+	return 200
+}
+
+// Tree is one version of a map. The zero Root is a disk without data. Trees are
+// values, safe for concurrent use.
+type Tree struct {
+	Loader *Loader
+	Keys   *crypto.Keyring
+	Root   *blockstore.RootRef
+	// Birth of the root; zero if it is not known, as after opening.
+	Birth blockstore.Position
+}
+
+// LevelOf is the level of the lowest root that covers a disk of size bytes.
+func LevelOf(size int64) uint8 {
+	level := uint8(0)
+	for regions := (size - 1) / record.RegionSize; regions > 0; regions /= record.Fanout {
+		level++
+	}
+	return level
+}
+
+// span is the number of regions below a node of a level.
+func span(level uint8) uint64 { return 1 << (8 * level) }
+
+// load gives a node of the tree, from memory or from the store.
+func (t Tree) load(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (node, error) {
+	if n, ok := t.Loader.cache.GetIfPresent(id); ok {
+		return n, nil
+	}
+	n, err := t.fetch(ctx, id, level, index)
+	if err != nil {
+		return nil, fmt.Errorf("tree: node %v (level %d, index %d): %w", id, level, index, err)
+	}
+	t.Loader.cache.Set(id, n)
+	return n, nil
+}
+
+// fetch reads a node from the store, past the cache.
+func (t Tree) fetch(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (node, error) {
+	var n node
+	err := t.Loader.store.Get(ctx, id, func(b []byte) (err error) {
+		if blockstore.IDOf(b) != id {
+			return &blockstore.CorruptError{What: "node", Key: id.String(), Cause: fmt.Errorf("digest differs")}
+		}
+		if level == 0 {
+			n, err = record.OpenLeaf(t.Keys, b, index)
+		} else {
+			n, err = record.OpenInner(t.Keys, b, level, index)
+		}
+		return err
+	})
+	return n, err
+}
+
+func (t Tree) inner(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (*record.Inner, error) {
+	n, err := t.load(ctx, id, level, index)
+	if err != nil {
+		return nil, err
+	}
+	in, ok := n.(*record.Inner)
+	if !ok || in.Level != level || in.Index != index {
+		return nil, misplaced(id, level, index)
+	}
+	return in, nil
+}
+
+func (t Tree) leaf(ctx context.Context, id blockstore.ObjectID, region uint64) (*record.Leaf, error) {
+	n, err := t.load(ctx, id, 0, region)
+	if err != nil {
+		return nil, err
+	}
+	l, ok := n.(*record.Leaf)
+	if !ok || l.Region != region {
+		return nil, misplaced(id, 0, region)
+	}
+	return l, nil
+}
+
+// misplaced is a node that is right by itself and stands in the wrong place: the cache
+// would otherwise hide what OpenLeaf and OpenInner check.
+func misplaced(id blockstore.ObjectID, level uint8, index uint64) error {
+	return &blockstore.CorruptError{What: "node", Key: id.String(),
+		Cause: fmt.Errorf("is not the node of level %d, index %d", level, index)}
+}
+
+// Leaf gives the leaf of a region, nil if the region has no data. The leaf is shared: do not change it.
+func (t Tree) Leaf(ctx context.Context, region uint64) (*record.Leaf, error) {
+	if t.Root == nil || region >= span(t.Root.Level) {
+		return nil, nil
+	}
+	id := t.Root.ID
+	for level := t.Root.Level; level > 0; level-- {
+		in, err := t.inner(ctx, id, level, region>>(8*level))
+		if err != nil {
+			return nil, err
+		}
+		i, ok := in.Find(uint8(region >> (8 * (level - 1))))
+		if !ok {
+			return nil, nil
+		}
+		id = in.Children[i].Ref.ID
+	}
+	return t.leaf(ctx, id, region)
+}
+
+// Next gives the first region at or after region that has a leaf; false if there is none.
+func (t Tree) Next(ctx context.Context, region uint64) (uint64, bool, error) {
+	if t.Root == nil {
+		return 0, false, nil
+	}
+	return t.next(ctx, t.Root.ID, t.Root.Level, 0, region)
+}
+
+func (t Tree) next(ctx context.Context, id blockstore.ObjectID, level uint8, index, region uint64) (uint64, bool, error) {
+	first := index * span(level)
+	if region >= first+span(level) {
+		return 0, false, nil
+	}
+	if level == 0 {
+		return first, true, nil
+	}
+	in, err := t.inner(ctx, id, level, index)
+	if err != nil {
+		return 0, false, err
+	}
+	for _, c := range in.Children {
+		found, ok, err := t.next(ctx, c.Ref.ID, level-1, index*record.Fanout+uint64(c.Slot), region)
+		if ok || err != nil {
+			return found, ok, err
+		}
+	}
+	return 0, false, nil
+}
+
+// Sectors counts the sectors that hold data; it opens the root alone.
+func (t Tree) Sectors(ctx context.Context) (uint64, error) {
+	if t.Root == nil {
+		return 0, nil
+	}
+	if t.Root.Level == 0 {
+		l, err := t.leaf(ctx, t.Root.ID, 0)
+		if err != nil {
+			return 0, err
+		}
+		return mapped(l), nil
+	}
+	in, err := t.inner(ctx, t.Root.ID, t.Root.Level, 0)
+	if err != nil {
+		return 0, err
+	}
+	var n uint64
+	for _, c := range in.Children {
+		n += c.Sectors
+	}
+	return n, nil
+}
+
+func mapped(l *record.Leaf) uint64 {
+	var n uint64
+	for _, x := range l.Extents {
+		if x.Object != record.ZeroObject {
+			n += uint64(x.Count)
+		}
+	}
+	return n
+}
+
+// Visitor is called for each node of a walk; a node that could not be loaded has
+// err set and both nodes nil, and the walk goes on beside it. Returning an error ends the walk.
+type Visitor func(level uint8, index uint64, ref blockstore.Ref, leaf *record.Leaf, inner *record.Inner, err error) error
+
+// Walk visits every node, parents first, reading each from the store and not from memory.
+func (t Tree) Walk(ctx context.Context, visit Visitor) error {
+	if t.Root == nil {
+		return nil
+	}
+	ref := blockstore.Ref{ID: t.Root.ID, Length: t.Root.Length, Subtree: t.Root.Subtree}
+	return t.walk(ctx, ref, t.Root.Level, 0, visit)
+}
+
+func (t Tree) walk(ctx context.Context, ref blockstore.Ref, level uint8, index uint64, visit Visitor) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	n, err := t.fetch(ctx, ref.ID, level, index)
+	leaf, _ := n.(*record.Leaf)
+	in, _ := n.(*record.Inner)
+	if err := visit(level, index, ref, leaf, in, err); err != nil || in == nil {
+		return err
+	}
+	for _, c := range in.Children {
+		if err := t.walk(ctx, c.Ref, level-1, index*record.Fanout+uint64(c.Slot), visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
