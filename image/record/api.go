@@ -8,64 +8,6 @@ import (
 	"github.com/sealdisk/sealdisk/crypto"
 )
 
-type Run struct{ First, Count uint16 }
-
-func (s Seal) Segment(dst []byte, region uint64, runs []Run, data []byte, frameLog uint8) (sealed []byte, salt crypto.Salt, err error) {
-	panic("soon")
-}
-
-type Segment struct{}
-
-func OpenSegment(e *crypto.Epoch, region uint64, salt crypto.Salt, obj []byte) (*Segment, error) {
-	panic("soon")
-}
-func (s *Segment) FrameSize() int { panic("soon") } // bytes of a full frame
-func (s *Segment) Frames() int    { panic("soon") } // data frames
-func (s *Segment) DataLen() int   { panic("soon") } // upper bound, bytes
-// Expect checks that the segment can hold exactly that many data sectors, as the map says, and makes OpenFrame hold the last frame to it. Not concurrent with OpenFrame.
-func (s *Segment) Expect(sectors int) error                    { panic("soon") }
-func (s *Segment) OpenFrame(dst []byte, i int) ([]byte, error) { panic("soon") }
-func (s *Segment) Runs() ([]Run, error)                        { panic("soon") }
-
-const ZeroObject = 0xFFFF
-
-type LeafObject struct {
-	Ref     blockstore.Ref
-	Epoch   crypto.EpochID
-	Sectors uint16
-	Salt    crypto.Salt
-	Birth   blockstore.Position
-}
-type Extent struct{ First, Count, Object, Offset uint16 }
-type Leaf struct {
-	Region  uint64
-	Base    int // index in Objects; -1 if the leaf is no patch
-	Objects []LeafObject
-	Extents []Extent
-}
-
-func (s Seal) Leaf(l *Leaf) ([]byte, error)                              { panic("soon") }
-func OpenLeaf(k *crypto.Keyring, b []byte, region uint64) (*Leaf, error) { panic("soon") }
-
-// Find returns the index of the first extent that ends after sector: it covers sector if its First <= sector; len(Extents) if none.
-func (l *Leaf) Find(sector uint16) int { panic("soon") }
-
-type Child struct {
-	Ref     blockstore.Ref
-	Slot    uint8
-	Birth   blockstore.Position
-	Sectors uint64
-}
-type Inner struct {
-	Level    uint8
-	Index    uint64
-	Children []Child
-}
-
-func (s Seal) Inner(n *Inner) ([]byte, error)                                          { panic("soon") }
-func OpenInner(k *crypto.Keyring, b []byte, level uint8, index uint64) (*Inner, error) { panic("soon") }
-func (n *Inner) Find(slot uint8) (int, bool)                                           { panic("soon") }
-
 type PlanStats struct {
 	LinkBits               int64
 	RTT                    time.Duration

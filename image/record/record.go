@@ -19,6 +19,8 @@ const (
 	MaxImageSize      = 1 << 52                    // bytes
 	MinFrameLog       = 12                         // smallest frame: 4 KiB
 	MaxFrameLog       = 17                         // largest frame: 128 KiB
+
+	signatureSize = 64
 )
 
 // Compression says how the frames of new segments are compressed. The numbers are
@@ -70,4 +72,13 @@ var ErrNoEpoch = errors.New("the keyring does not hold the record's epoch")
 
 func corrupt(what, format string, args ...any) error {
 	return &blockstore.CorruptError{What: what, Cause: fmt.Errorf(format, args...)}
+}
+
+func allZero(b []byte) bool {
+	for _, v := range b {
+		if v != 0 {
+			return false
+		}
+	}
+	return true
 }
