@@ -1,11 +1,9 @@
 package crypto
 
 import (
-	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -131,13 +129,13 @@ func newEpoch(id EpochID, secret [32]byte) *Epoch {
 func (e *Epoch) ID() EpochID { return e.id }
 
 // Master returns the epoch's master key: the commitments of all its parent keys,
-// folded in pairs until one is left. The first call takes about 0.3 ms.
+// folded in pairs until one is left. The first call takes about 0.4 ms.
 func (e *Epoch) Master() MasterKey {
 	e.masterOnce.Do(func() {
 		e.deriveParents()
 		level := make([][32]byte, parentCount)
 		for i := range level {
-			expand(&level[i], e.parents[i][:], labelCommitment)
+			level[i] = expandLabel(&e.parents[i], labelCommitment)
 		}
 		e.master = MasterKey(fold(level))
 	})
@@ -164,36 +162,16 @@ func (e *Epoch) Key(p Purpose, r Region, salt Salt, context ...[]byte) Key {
 	if r != NoRegion {
 		i = int(r % regionParents)
 	}
-	return recordKey(e.parents[i][:], salt, string(p), r, context)
+	return recordKey(&e.parents[i], &salt, string(p), r, context)
 }
 
 func (e *Epoch) deriveParents() {
 	e.parentsOnce.Do(func() {
 		prk := extract(e.id[:], e.secret[:])
 		for i := range e.parents {
-			info := binary.BigEndian.AppendUint16([]byte(labelParent), uint16(i))
-			expand(&e.parents[i], prk, string(info))
+			e.parents[i] = expandParent(&prk, i)
 		}
 	})
-}
-
-// recordKey is the last step of the schedule, shared with the catalogue.
-func recordKey(parent []byte, salt Salt, purpose string, r Region, context [][]byte) Key {
-	n := len(labelPrefix) + len(purpose) + 1 + 8
-	for _, c := range context {
-		n += len(c)
-	}
-	info := make([]byte, 0, n)
-	info = append(info, labelPrefix...)
-	info = append(info, purpose...)
-	info = append(info, 0)
-	info = binary.BigEndian.AppendUint64(info, uint64(r))
-	for _, c := range context {
-		info = append(info, c...)
-	}
-	var k Key
-	expand((*[32]byte)(&k), extract(salt[:], parent), string(info))
-	return k
 }
 
 // fold pairs neighbours until one value is left; an odd last one moves up as it
@@ -216,22 +194,4 @@ func fold(level [][32]byte) [32]byte {
 		level = level[:n]
 	}
 	return level[0]
-}
-
-// extract is HKDF-Extract with SHA-256 (RFC 5869 §2.2).
-func extract(salt, ikm []byte) []byte {
-	prk, err := hkdf.Extract(sha256.New, ikm, salt)
-	if err != nil {
-		panic("crypto: hkdf: " + err.Error())
-	}
-	return prk
-}
-
-// expand is HKDF-Expand with SHA-256 to 32 bytes (RFC 5869 §2.3).
-func expand(dst *[32]byte, prk []byte, info string) {
-	out, err := hkdf.Expand(sha256.New, prk, info, len(dst))
-	if err != nil {
-		panic("crypto: hkdf: " + err.Error())
-	}
-	copy(dst[:], out)
 }

@@ -73,9 +73,9 @@ func (h HostKey) Sign(what string, b []byte) [64]byte { return h.s.sign(what, b)
 // store (docs/format.md §2, "Host key"). Header is bytes 0–23 of its record.
 func (h HostKey) CatalogueKey(storeID [16]byte, salt Salt, header []byte) Key {
 	seed := h.s.seed()
-	var parent [32]byte
-	expand(&parent, extract(storeID[:], seed[:]), labelCatalogueParent)
-	return recordKey(parent[:], salt, purposeCatalogue, NoRegion, [][]byte{header})
+	prk := extract(storeID[:], seed[:])
+	parent := expandLabel(&prk, labelCatalogueParent)
+	return recordKey(&parent, &salt, purposeCatalogue, NoRegion, [][]byte{header})
 }
 
 // MarshalPEM returns the private key as PKCS #8 in PEM. What it returns is secret.

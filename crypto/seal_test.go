@@ -1,0 +1,2 @@
+package crypto
+var suites = []Suite{AES256GCM, ChaCha20Poly1305}
