@@ -1,2 +1,3 @@
 package crypto
+
 var suites = []Suite{AES256GCM, ChaCha20Poly1305}
