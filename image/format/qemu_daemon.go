@@ -1,0 +1,187 @@
+package format
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stopTimeout is how long qemu-storage-daemon may take to stop by itself.
+const stopTimeout = 5 * time.Second
+
+// storageDaemon is a qemu-storage-daemon that shows one image as a raw file.
+//
+// The file is opened, and its mount then detached and its directory removed,
+// before anyone reads: the file system lives as long as the descriptor, so
+// that nothing is left mounted however this process ends. The daemon itself
+// gets SIGTERM when this process dies.
+type storageDaemon struct {
+	cmd    *exec.Cmd
+	stdin  io.Closer
+	stderr lastWords
+	done   chan struct{} // closed when the program has ended
+	err    error         // how it ended; read after done
+}
+
+// startStorageDaemon starts the program and returns the opened file.
+func startStorageDaemon(ctx context.Context, node map[string]any) (*storageDaemon, *os.File, error) {
+	bin, err := findTool(toolStorage)
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := os.MkdirTemp("", "sealdisk-format-") // mode 0700
+	if err != nil {
+		return nil, nil, err
+	}
+	mnt := filepath.Join(dir, "disk")
+	d, f, err := func() (*storageDaemon, *os.File, error) {
+		if err := os.WriteFile(mnt, nil, 0o600); err != nil {
+			return nil, nil, err
+		}
+		d, err := launch(ctx, bin, node, mnt)
+		if err != nil {
+			return nil, nil, err
+		}
+		f, err := openDetached(mnt)
+		if err != nil {
+			d.stop()
+			return nil, nil, err
+		}
+		return d, f, nil
+	}()
+	if rmErr := os.RemoveAll(dir); rmErr != nil && err == nil {
+		_ = f.Close() // read only
+		d.stop()
+		return nil, nil, rmErr
+	}
+	return d, f, err
+}
+
+// launch starts the program and waits until its export is there.
+func launch(ctx context.Context, bin string, node map[string]any, mnt string) (*storageDaemon, error) {
+	node["node-name"], node["read-only"] = "disk", true
+	blockdev, err := json.Marshal(node)
+	if err != nil {
+		return nil, err
+	}
+	export, err := json.Marshal(map[string]any{"type": "fuse", "id": "export", "node-name": "disk", "mountpoint": mnt, "writable": false})
+	if err != nil {
+		return nil, err
+	}
+	// Options are obeyed in order: the monitor's greeting comes after the
+	// export is mounted, and so says that it is.
+	d := &storageDaemon{done: make(chan struct{})}
+	d.cmd = exec.Command(bin, "--blockdev", string(blockdev), "--export", string(export),
+		"--chardev", "stdio,id=monitor", "--monitor", "chardev=monitor")
+	d.cmd.Stderr = &d.stderr
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Pdeathsig: syscall.SIGTERM, // on SIGKILL it would not unmount
+		Setpgid:   true,            // an interrupt from the terminal is for us to handle
+	}
+	if d.stdin, err = d.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := d.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.start(); err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = d.cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	if _, err := bufio.NewReader(io.LimitReader(out, 64<<10)).ReadSlice('\n'); err == nil {
+		return d, nil
+	}
+	d.stop() // it has ended, or has been told to; how it ended is told below
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return nil, fmt.Errorf("%s: cannot open the image: %v%s", toolStorage, d.err, d.stderr.suffix())
+}
+
+// start starts the program from a thread that lives as long as it does:
+// Pdeathsig is sent when the parent's thread ends, not its process.
+func (d *storageDaemon) start() error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := d.cmd.Start()
+		started <- err
+		if err == nil {
+			d.err = d.cmd.Wait()
+			close(d.done)
+		}
+	}()
+	return <-started
+}
+
+// stop ends the program and waits for its end. It may be called twice.
+func (d *storageDaemon) stop() {
+	_ = d.cmd.Process.Signal(syscall.SIGTERM) // fails if it has ended
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	select {
+	case <-d.done:
+	case <-timer.C:
+		_ = d.cmd.Process.Kill() // fails if it has ended
+		<-d.done
+	}
+	_ = d.stdin.Close() // closed already by Wait
+}
+
+// ended says how the program ended, if it has.
+func (d *storageDaemon) ended() error {
+	select {
+	case <-d.done:
+		return fmt.Errorf("%s ended: %v%s", toolStorage, d.err, d.stderr.suffix())
+	default:
+		return nil
+	}
+}
+
+// openDetached opens the file mounted at mnt and detaches the mount.
+func openDetached(mnt string) (*os.File, error) {
+	f, err := os.Open(mnt)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Statfs_t
+	err = unix.Fstatfs(int(f.Fd()), &st)
+	if err == nil && st.Type != unix.FUSE_SUPER_MAGIC {
+		err = fmt.Errorf("%s mounted nothing", toolStorage)
+	}
+	if err == nil {
+		err = detach(mnt)
+	}
+	if err != nil {
+		_ = f.Close() // read only
+		return nil, err
+	}
+	return f, nil
+}
+
+// detach takes the mount out of the file tree; without root's rights by the
+// program that also mounted it.
+func detach(mnt string) error {
+	err := unix.Unmount(mnt, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err == nil || !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	out, err := exec.Command("fusermount3", "-u", "-z", mnt).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fusermount3: %w: %s", err, out)
+	}
+	return nil
+}
