@@ -10,7 +10,7 @@ import (
 // boundHeader is how much of a record's header its key is bound to: bytes 0–23.
 const boundHeader = 24
 
-// purposes says what the key of a kind of record is for (docs/format.md §2, §4).
+// purposeOf says what the key of a kind of record is for (docs/format.md §2, §4).
 func purposeOf(k blockstore.Kind) crypto.Purpose {
 	switch k {
 	case blockstore.KindLeaf:

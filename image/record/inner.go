@@ -69,12 +69,21 @@ func (n *Inner) check() error {
 
 // Inner seals an inner node. It does not change n.
 func (s Seal) Inner(n *Inner) ([]byte, error) {
-	if err := n.check(); err != nil {
+	public, body, err := n.encode()
+	if err != nil {
 		return nil, fmt.Errorf("record: seal inner node: %w", err)
+	}
+	return s.record(blockstore.KindInner, crypto.NoRegion, crypto.NewSalt(), public, body)
+}
+
+// encode returns the public part and the body of a node that is fit to be sealed.
+func (n *Inner) encode() (public, body []byte, err error) {
+	if err := n.check(); err != nil {
+		return nil, nil, err
 	}
 	order, err := ascending(len(n.Children), func(i int) *blockstore.Ref { return &n.Children[i].Ref })
 	if err != nil {
-		return nil, fmt.Errorf("record: seal inner node: %w", err)
+		return nil, nil, err
 	}
 	refs := make([]blockstore.Ref, len(order))
 	b := make([]byte, 0, 10+len(order)*childSize)
@@ -87,19 +96,22 @@ func (s Seal) Inner(n *Inner) ([]byte, error) {
 		b = appendPosition(b, c.Birth)
 		b = binary.BigEndian.AppendUint64(b, c.Sectors)
 	}
-	public := blockstore.AppendNodePublic(nil, blockstore.NodePublic{Level: n.Level, Children: refs})
-	return s.record(blockstore.KindInner, crypto.NoRegion, crypto.NewSalt(), public, b)
+	return blockstore.AppendNodePublic(nil, blockstore.NodePublic{Level: n.Level, Children: refs}), b, nil
 }
 
 // OpenInner opens the inner node of a place in the map and checks all that
 // docs/format.md §5 says, its id apart. It keeps nothing of b.
 func OpenInner(k *crypto.Keyring, b []byte, level uint8, index uint64) (*Inner, error) {
-	const what = "inner node"
 	h, body, err := open(k, b, blockstore.KindInner, crypto.NoRegion)
 	if err != nil {
 		return nil, err
 	}
-	public, err := blockstore.ParseNodePublic(h.Public)
+	return decodeInner(h.Public, body, level, index)
+}
+
+func decodeInner(publicPart, body []byte, level uint8, index uint64) (*Inner, error) {
+	const what = "inner node"
+	public, err := blockstore.ParseNodePublic(publicPart)
 	if err != nil {
 		return nil, err
 	}

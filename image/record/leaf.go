@@ -117,24 +117,30 @@ func (l *Leaf) checkObject(i int) error {
 
 // Leaf seals a leaf or a patch. It does not change l.
 func (s Seal) Leaf(l *Leaf) ([]byte, error) {
-	if err := l.check(); err != nil {
+	public, body, err := l.encode()
+	if err != nil {
 		return nil, fmt.Errorf("record: seal leaf: %w", err)
+	}
+	return s.record(blockstore.KindLeaf, crypto.Region(l.Region), crypto.NewSalt(), public, body)
+}
+
+// encode returns the public part and the body of a leaf that is fit to be sealed.
+func (l *Leaf) encode() (public, body []byte, err error) {
+	if err := l.check(); err != nil {
+		return nil, nil, err
 	}
 	order, err := ascending(len(l.Objects), func(i int) *blockstore.Ref { return &l.Objects[i].Ref })
 	if err != nil {
-		return nil, fmt.Errorf("record: seal leaf: %w", err)
+		return nil, nil, err
 	}
 	refs := make([]blockstore.Ref, len(order))
 	place := make([]uint16, len(order)) // from an object's index in l to its place
 	for at, i := range order {
 		refs[at], place[i] = l.Objects[i].Ref, uint16(at)
 	}
-	public := blockstore.AppendNodePublic(nil, blockstore.NodePublic{Patch: l.Base >= 0, Children: refs})
-	body, err := l.appendBody(order, place)
-	if err != nil {
-		return nil, fmt.Errorf("record: seal leaf: %w", err)
-	}
-	return s.record(blockstore.KindLeaf, crypto.Region(l.Region), crypto.NewSalt(), public, body)
+	public = blockstore.AppendNodePublic(nil, blockstore.NodePublic{Patch: l.Base >= 0, Children: refs})
+	body, err = l.appendBody(order, place)
+	return public, body, err
 }
 
 func (l *Leaf) appendBody(order, place []uint16) ([]byte, error) {
@@ -193,12 +199,16 @@ func (l *Leaf) epochs() []crypto.EpochID {
 // OpenLeaf opens the leaf of a region and checks all that docs/format.md §5 says,
 // its id apart. It keeps nothing of b.
 func OpenLeaf(k *crypto.Keyring, b []byte, region uint64) (*Leaf, error) {
-	const what = "leaf"
 	h, body, err := open(k, b, blockstore.KindLeaf, crypto.Region(region))
 	if err != nil {
 		return nil, err
 	}
-	public, err := blockstore.ParseNodePublic(h.Public)
+	return decodeLeaf(h.Public, body, region)
+}
+
+func decodeLeaf(publicPart, body []byte, region uint64) (*Leaf, error) {
+	const what = "leaf"
+	public, err := blockstore.ParseNodePublic(publicPart)
 	if err != nil {
 		return nil, err
 	}
