@@ -53,7 +53,8 @@ type MasterKey [32]byte
 // String returns the master key in hex.
 func (m MasterKey) String() string { return hex.EncodeToString(m[:]) }
 
-// Key is the key of one stream: one segment, one record or one journal file.
+// Key is the key of one stream: one segment, one record or one journal file. Do
+// not keep it in an unexported field: fmt prints those without asking their methods.
 type Key [32]byte
 
 // Format writes "redacted", whatever the verb.
@@ -101,12 +102,12 @@ type Epoch struct {
 }
 
 // schedule is the secret part of an epoch. The key set is derived when it is
-// first needed: listing a keyring of 256 epochs derives none.
+// first needed: opening a keyring of 256 epochs derives none.
 type schedule struct {
-	secret [32]byte
+	secret *[32]byte
 
 	parentsOnce sync.Once
-	parents     [parentCount][32]byte
+	parents     *[parentCount][32]byte
 
 	masterOnce sync.Once
 	master     MasterKey
@@ -122,7 +123,7 @@ func NewEpoch() *Epoch {
 }
 
 func newEpoch(id EpochID, secret [32]byte) *Epoch {
-	return &Epoch{id: id, schedule: &schedule{secret: secret}}
+	return &Epoch{id: id, schedule: &schedule{secret: &secret}}
 }
 
 // ID returns the epoch's id.
@@ -168,6 +169,7 @@ func (e *Epoch) Key(p Purpose, r Region, salt Salt, context ...[]byte) Key {
 func (e *Epoch) deriveParents() {
 	e.parentsOnce.Do(func() {
 		prk := extract(e.id[:], e.secret[:])
+		e.parents = new([parentCount][32]byte)
 		for i := range e.parents {
 			e.parents[i] = expandParent(&prk, i)
 		}

@@ -9,8 +9,9 @@ import (
 const redactedText = "redacted"
 
 // redacted is embedded in every struct that holds a secret. Such a struct keeps
-// the secret behind a pointer, because fmt does not call the methods of a value
-// in somebody's unexported field but prints its bytes.
+// the secret two pointers away: fmt does not call the methods of a value in
+// somebody's unexported field but prints it, and follows a pointer there if the
+// verb does not fit.
 type redacted struct{}
 
 // Format writes "redacted", whatever the verb.

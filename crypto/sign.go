@@ -27,17 +27,20 @@ const (
 // ErrHostKey says that bytes are not one Ed25519 private key in PEM.
 var ErrHostKey = errors.New("crypto: not an Ed25519 private key in PEM (PKCS #8)")
 
-// signer is an Ed25519 pair. It stays behind a pointer wherever it is kept.
-type signer struct{ key ed25519.PrivateKey }
+// signer is an Ed25519 pair, two pointers away from whatever keeps it.
+type signer struct{ key *ed25519.PrivateKey }
 
-func newSigner(seed [32]byte) *signer { return &signer{ed25519.NewKeyFromSeed(seed[:])} }
+func newSigner(seed [32]byte) *signer {
+	key := ed25519.NewKeyFromSeed(seed[:])
+	return &signer{&key}
+}
 
-func (s *signer) public() [32]byte { return [32]byte(s.key[ed25519.SeedSize:]) }
+func (s *signer) public() [32]byte { return [32]byte((*s.key)[ed25519.SeedSize:]) }
 
-func (s *signer) seed() [32]byte { return [32]byte(s.key[:ed25519.SeedSize]) }
+func (s *signer) seed() [32]byte { return [32]byte((*s.key)[:ed25519.SeedSize]) }
 
 func (s *signer) sign(what string, b []byte) [64]byte {
-	return [64]byte(ed25519.Sign(s.key, signedBytes(what, b)))
+	return [64]byte(ed25519.Sign(*s.key, signedBytes(what, b)))
 }
 
 func signedBytes(what string, b []byte) []byte {
@@ -80,7 +83,7 @@ func (h HostKey) CatalogueKey(storeID [16]byte, salt Salt, header []byte) Key {
 
 // MarshalPEM returns the private key as PKCS #8 in PEM. What it returns is secret.
 func (h HostKey) MarshalPEM() ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(h.s.key)
+	der, err := x509.MarshalPKCS8PrivateKey(*h.s.key)
 	if err != nil {
 		return nil, fmt.Errorf("crypto: marshal host key: %w", err)
 	}
@@ -105,5 +108,5 @@ func ParseHostKey(b []byte) (HostKey, error) {
 	if !ok {
 		return HostKey{}, ErrHostKey
 	}
-	return HostKey{s: &signer{key}}, nil
+	return HostKey{s: &signer{&key}}, nil
 }
