@@ -1,0 +1,290 @@
+package blockstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// Object is sealed bytes and their id.
+type Object struct {
+	ID    ObjectID
+	Bytes []byte // 1 byte to 1 MiB + 64 KiB
+}
+
+// counts is our own account of objects: Badger's knows of dead bytes only what it
+// has compacted.
+type counts struct {
+	objects atomic.Int64
+	live    atomic.Int64 // bytes of objects that are there
+	dead    atomic.Int64 // bytes in value logs that no key leads to; an estimate
+}
+
+func (c *counts) put(size int64) {
+	c.objects.Add(1)
+	c.live.Add(size)
+}
+
+func (c *counts) removed(size int64) {
+	c.objects.Add(-1)
+	c.live.Add(-size)
+	c.dead.Add(size)
+}
+
+// count takes stock when the store is opened: one pass over the keys.
+func (s *Store) count() error {
+	var n, live int64
+	err := s.keys(context.Background(), []byte("o"), func(it item) error {
+		n++
+		live += it.size
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.counts.objects.Store(n)
+	s.counts.live.Store(live)
+	return s.recountDead()
+}
+
+// stored is about what an object occupies in Badger: key with version, header, checksum.
+func stored(o Object) int64 { return int64(len(o.Bytes)) + 33 + 8 + 10 + 4 }
+
+// PutObjects stores objects and returns when all of them are durable. It does not
+// hash: the caller answers for each id being the SHA-256 of the bytes. An object that
+// is there already with the same bytes is not written again; a different, so corrupt,
+// one is replaced. Large calls are split into batches of 8 MiB; after an error some
+// of them may have been stored. [ErrNoSpace]: refused before the reserve was touched.
+// Bytes must not change before PutObjects returns.
+func (s *Store) PutObjects(ctx context.Context, objs []Object) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	for i := range objs {
+		if n := len(objs[i].Bytes); n == 0 || n > maxObject {
+			return fmt.Errorf("blockstore: put %v: %d bytes, want 1 to %d", objs[i].ID, n, maxObject)
+		}
+	}
+	for len(objs) > 0 {
+		n, size := 0, 0
+		for n < len(objs) && (n == 0 || size+len(objs[n].Bytes) <= maxBatch) {
+			size += len(objs[n].Bytes)
+			n++
+		}
+		if err := s.putBatch(ctx, objs[:n]); err != nil {
+			return err
+		}
+		objs = objs[n:]
+	}
+	return nil
+}
+
+func (s *Store) putBatch(ctx context.Context, objs []Object) error {
+	fresh := make([]Object, 0, len(objs))
+	var size int64
+	for _, o := range objs {
+		old, same, err := s.holds(o)
+		if err != nil {
+			return err
+		}
+		if same {
+			continue
+		}
+		if old > 0 {
+			s.counts.removed(old)
+		}
+		fresh = append(fresh, o)
+		size += stored(o)
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	err := s.batch(ctx, size, true, func(wb *badger.WriteBatch) error {
+		for _, o := range fresh {
+			if err := wb.Set(keyObject(o.ID), o.Bytes); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, o := range fresh {
+		s.counts.put(stored(o))
+	}
+	return nil
+}
+
+// holds reports whether exactly this object is there; if another one stands in its
+// place, old is the size of that. A kept object counts as put for a running collection.
+func (s *Store) holds(o Object) (old int64, same bool, err error) {
+	s.gc.sweep.RLock()
+	defer s.gc.sweep.RUnlock()
+	key := keyObject(o.ID)
+	old, ok, err := s.exists(key)
+	if err != nil || !ok {
+		return 0, false, err
+	}
+	err = s.view("object", key, o.ID.String(), func(b []byte) error {
+		same = bytes.Equal(b, o.Bytes)
+		return nil
+	})
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return 0, false, err
+	}
+	if same {
+		s.gc.touch(o.ID)
+	}
+	return old, same, nil
+}
+
+// Get calls fn with the sealed bytes of an object and returns fn's error. The bytes
+// lie in mapped memory that is valid until fn returns; fn must not change them, must
+// not block on a network and must not call the store. The bytes are not hashed.
+// [ErrNotFound]: absent. [ErrCorrupt]: there and unreadable, a failing disk included.
+func (s *Store) Get(ctx context.Context, id ObjectID, fn func(b []byte) error) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.view("object", keyObject(id), id.String(), fn)
+}
+
+// Has reports whether an object is there. One that is will be kept by a collection
+// that is running, or that starts while a [Hold] is held.
+func (s *Store) Has(id ObjectID) (bool, error) {
+	if err := s.Err(); err != nil {
+		return false, err
+	}
+	s.gc.sweep.RLock()
+	defer s.gc.sweep.RUnlock()
+	_, ok, err := s.exists(keyObject(id))
+	if ok && err == nil {
+		s.gc.touch(id)
+	}
+	return ok, err
+}
+
+// Size returns the length of an object in bytes, without reading it all.
+func (s *Store) Size(id ObjectID) (int64, error) {
+	var n int64
+	err := s.Get(context.Background(), id, func(b []byte) error {
+		n = int64(len(b))
+		return nil
+	})
+	return n, err
+}
+
+// Objects calls fn for each object, ascending by id, as of one moment. stored is about
+// what it occupies in bytes.
+func (s *Store) Objects(ctx context.Context, fn func(id ObjectID, stored int64) error) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	return s.keys(ctx, []byte("o"), func(it item) error {
+		var id ObjectID
+		if len(it.key) != 1+len(id) {
+			return corrupt("object key", "% x", it.key)
+		}
+		copy(id[:], it.key[1:])
+		return fn(id, it.size)
+	})
+}
+
+// DeleteObjects removes objects, and before them their complete marks, durably.
+// Absent ones are passed over. Their bytes count as dead until they are reclaimed.
+func (s *Store) DeleteObjects(ctx context.Context, ids []ObjectID) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	for len(ids) > 0 {
+		n := min(len(ids), deleteBatch)
+		if _, err := s.deleteBatch(ctx, ids[:n]); err != nil {
+			return err
+		}
+		ids = ids[n:]
+	}
+	return nil
+}
+
+const deleteBatch = 4096
+
+// deleteBatch returns the bytes that died.
+func (s *Store) deleteBatch(ctx context.Context, ids []ObjectID) (int64, error) {
+	var keys [][]byte
+	var sizes []int64
+	var dead int64
+	for _, id := range ids {
+		key := keyComplete(id)
+		_, marked, err := s.exists(key)
+		if err != nil {
+			return 0, err
+		}
+		if marked {
+			keys = append(keys, key)
+		}
+	}
+	for _, id := range ids {
+		key := keyObject(id)
+		size, ok, err := s.exists(key)
+		if err != nil {
+			return 0, err
+		}
+		if ok {
+			keys = append(keys, key)
+			sizes = append(sizes, size)
+			dead += size
+		}
+	}
+	if err := s.deleteKeys(ctx, keys); err != nil {
+		return 0, err
+	}
+	for _, size := range sizes {
+		s.counts.removed(size)
+	}
+	s.wakeReclaim()
+	return dead, nil
+}
+
+// deleteKeys removes keys in this order, durably.
+func (s *Store) deleteKeys(ctx context.Context, keys [][]byte) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	return s.batch(ctx, int64(64*len(keys)), false, func(wb *badger.WriteBatch) error {
+		for _, key := range keys {
+			if err := wb.Delete(key); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// MarkComplete records durably that these nodes and all beneath them are in the store.
+func (s *Store) MarkComplete(ctx context.Context, ids ...ObjectID) error {
+	return s.batch(ctx, int64(64*len(ids)), true, func(wb *badger.WriteBatch) error {
+		for _, id := range ids {
+			if err := wb.Set(keyComplete(id), nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// IsComplete reports whether a node is marked as complete.
+func (s *Store) IsComplete(id ObjectID) (bool, error) {
+	if err := s.Err(); err != nil {
+		return false, err
+	}
+	_, ok, err := s.exists(keyComplete(id))
+	return ok, err
+}

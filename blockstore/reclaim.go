@@ -1,0 +1,202 @@
+package blockstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
+)
+
+// Badger learns which bytes of a value log are dead when it compacts the keys that led
+// to them, and rewrites only files it knows to be dead enough. So: push the deletions
+// out of the memtable, compact, then collect value logs.
+const (
+	reclaimLeast = 64 << 20
+	reclaimPart  = 4   // or a quarter of what lives
+	discardRatio = 0.3 // a value log is rewritten once so much of it is dead
+)
+
+func (s *Store) wakeReclaim() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Store) reclaimLoop(ctx context.Context) {
+	var futile int64 // dead bytes that the last pass could not free
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+		}
+		dead := s.counts.dead.Load()
+		if dead <= max(reclaimLeast, s.counts.live.Load()/reclaimPart, futile) || s.stranded.Load() {
+			continue
+		}
+		if _, err := s.Reclaim(ctx); err != nil && ctx.Err() == nil {
+			s.opt.Logger.Warn("reclaim", "error", err)
+		}
+		futile = max(0, s.counts.dead.Load()) + reclaimLeast/2
+	}
+}
+
+// Reclaim gives the space of dead bytes back to the file system, as far as Badger can
+// find them, and returns how many bytes its value logs shrank by. It runs beside reads and
+// writes; the store also does so by itself when more than 64 MiB and a quarter of the
+// live bytes are dead. [ErrNoSpace]: not even the reserve holds what must be moved.
+func (s *Store) Reclaim(ctx context.Context) (freed int64, err error) {
+	s.reclaiming.Lock()
+	defer s.reclaiming.Unlock()
+	before, err := s.vlogBytes()
+	if err != nil {
+		return 0, err
+	}
+	if err := s.reclaim(ctx); err != nil {
+		return 0, err
+	}
+	after, err := s.vlogBytes()
+	if err != nil {
+		return 0, err
+	}
+	return max(0, before-after), s.recountDead()
+}
+
+func (s *Store) reclaim(ctx context.Context) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	if s.stranded.Load() {
+		return fmt.Errorf("blockstore: reclaim: %w after a fault on the disk", ErrFailed)
+	}
+	if err := s.flushMemtable(ctx); err != nil {
+		return err
+	}
+	if err := s.db.Flatten(1); err != nil { // a level that another compaction holds; the next pass has it
+		s.opt.Logger.Debug("flatten", "error", err)
+	}
+	for {
+		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
+			return err
+		}
+		if err := s.space.roomToRewrite(); err != nil {
+			return err
+		}
+		err := s.db.RunValueLogGC(discardRatio)
+		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
+			return s.Err()
+		}
+		if err != nil {
+			return s.fail(fmt.Errorf("badger: collect a value log: %w", err))
+		}
+	}
+}
+
+// flushMemtable fills the memtable with keys that are deleted in the next one, so that
+// it is written out: there is no call for it. Keys `z` carry no meaning.
+func (s *Store) flushMemtable(ctx context.Context) error {
+	const size = 1000 // below the value threshold: it must go into the memtable
+	keys := make([][]byte, memTableSize/size+8)
+	for i := range keys {
+		keys[i] = binary.BigEndian.AppendUint16([]byte("z"), uint16(i))
+	}
+	value := make([]byte, size)
+	err := s.batch(ctx, memTableSize, false, func(wb *badger.WriteBatch) error {
+		for _, key := range keys {
+			if err := wb.Set(key, value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.deleteKeys(ctx, keys); err != nil {
+		return err
+	}
+	return s.awaitFlush(ctx)
+}
+
+// awaitFlush waits until the full memtables became tables: their files go then. Under
+// load there is always a next one, so it waits no longer than a second.
+func (s *Store) awaitFlush(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range 200 {
+		files, err := filepath.Glob(filepath.Join(s.dir, "badger", "*.mem"))
+		if err != nil || len(files) <= 1 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// roomToRewrite makes room for the live part of one value log, out of the reserve if
+// need be: that is one of the things it is for.
+func (p *space) roomToRewrite() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	const need = vlogFileSize + headroom
+	avail, _, err := p.free()
+	if err != nil {
+		return err
+	}
+	if avail < need && p.have > 0 {
+		if err := p.resize(max(0, p.have-(need-avail))); err != nil {
+			return err
+		}
+		if avail, _, err = p.free(); err != nil {
+			return err
+		}
+	}
+	if avail < need {
+		return fmt.Errorf("blockstore: reclaim: %w", ErrNoSpace)
+	}
+	return p.allocateVlog(vlogFileSize, avail-headroom/2)
+}
+
+// vlogBytes is how much is written in all value logs.
+func (s *Store) vlogBytes() (sum int64, err error) {
+	files, err := filepath.Glob(filepath.Join(s.dir, "badger", "*.vlog"))
+	if err != nil {
+		return 0, fmt.Errorf("blockstore: %w", err)
+	}
+	for _, path := range files {
+		f, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) { // reclaimed meanwhile
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("blockstore: %w", err)
+		}
+		// The file that is written has room after its end, which is a hole.
+		end, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE)
+		f.Close()
+		if err == nil {
+			sum += end
+		}
+	}
+	return sum, nil
+}
+
+// recountDead sets the count of dead bytes right: all that is written and does not live.
+func (s *Store) recountDead() error {
+	n, err := s.vlogBytes()
+	if err == nil {
+		s.counts.dead.Store(max(0, n-s.counts.live.Load()))
+	}
+	return err
+}
