@@ -23,7 +23,7 @@ func samples(t testing.TB, w world) []sample {
 	t.Helper()
 	ok := must(t)
 	leaf := &Leaf{Region: 5, Base: -1, Objects: []LeafObject{
-		{Ref: blockstore.Ref{ID: fill32(1), Length: 9000, Subtree: 9000}, Epoch: w.seal.Epoch.ID(), Sectors: 2},
+		{Ref: blockstore.Ref{ID: fill32(1), Length: 9000, Subtree: 9000}, Epoch: w.seal.Epoch.ID(), FrameLog: 15, Sectors: 2},
 	}, Extents: []Extent{{0, 2, 0, 0}}}
 	inner := &Inner{Level: 1, Index: 2, Children: []Child{{Ref: blockstore.Ref{Length: 100, Subtree: 200}}}}
 	store := blockstore.StoreID{7}

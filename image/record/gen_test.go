@@ -90,11 +90,12 @@ func drawLeaf(t *rapid.T, w world) *Leaf {
 	for i := range n {
 		length := rapid.Uint32Range(1, blockstore.MaxSegment).Draw(t, "length")
 		l.Objects = append(l.Objects, LeafObject{
-			Ref:     blockstore.Ref{ID: fill32(uint64(i + 1)), Length: length, Subtree: uint64(length)},
-			Epoch:   w.keys.Epochs[rapid.IntRange(0, 1).Draw(t, "epoch")].ID(),
-			Sectors: rapid.Uint16Range(1, MaxSegmentSectors).Draw(t, "sectors"),
-			Salt:    fill32(uint64(i + 1000)),
-			Birth:   drawPosition(t),
+			Ref:      blockstore.Ref{ID: fill32(uint64(i + 1)), Length: length, Subtree: uint64(length)},
+			Epoch:    w.keys.Epochs[rapid.IntRange(0, 1).Draw(t, "epoch")].ID(),
+			FrameLog: rapid.Uint8Range(MinFrameLog, MaxFrameLog).Draw(t, "frame"),
+			Sectors:  rapid.Uint16Range(1, MaxSegmentSectors).Draw(t, "sectors"),
+			Salt:     fill32(uint64(i + 1000)),
+			Birth:    drawPosition(t),
 		})
 	}
 	at := 0

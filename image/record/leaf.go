@@ -19,17 +19,18 @@ const (
 	nodeVersion  = 1
 	noBase       = 0xFFFF
 	positionSize = 24
-	objectSize   = 1 + 2 + 32 + positionSize
+	objectSize   = 1 + 1 + 2 + 32 + positionSize
 	extentSize   = 8
 )
 
 // LeafObject is a segment that a leaf refers to, or the base leaf of a patch.
 type LeafObject struct {
-	Ref     blockstore.Ref
-	Epoch   crypto.EpochID
-	Sectors uint16 // of data, 1 to 256; 0 for a base
-	Salt    crypto.Salt
-	Birth   blockstore.Position
+	Ref      blockstore.Ref
+	Epoch    crypto.EpochID
+	FrameLog uint8  // its frames hold 2^FrameLog bytes; 0 for a base
+	Sectors  uint16 // of data, 1 to 256; 0 for a base
+	Salt     crypto.Salt
+	Birth    blockstore.Position
 }
 
 // Extent maps Count sectors of the region from First on to those of an object from
@@ -103,10 +104,13 @@ func (l *Leaf) check() error {
 func (l *Leaf) checkObject(i int) error {
 	o := &l.Objects[i]
 	if i == l.Base {
-		if o.Sectors != 0 || o.Ref.Length > blockstore.MaxNode || o.Ref.Subtree < uint64(o.Ref.Length) {
+		if o.FrameLog != 0 || o.Sectors != 0 || o.Ref.Length > blockstore.MaxNode || o.Ref.Subtree < uint64(o.Ref.Length) {
 			return fmt.Errorf("base %v of %d bytes, subtree %d, %d sectors", o.Ref.ID, o.Ref.Length, o.Ref.Subtree, o.Sectors)
 		}
 		return nil
+	}
+	if o.FrameLog < MinFrameLog || o.FrameLog > MaxFrameLog {
+		return fmt.Errorf("segment %v with frames of 2^%d bytes", o.Ref.ID, o.FrameLog)
 	}
 	if o.Sectors < 1 || o.Sectors > MaxSegmentSectors || o.Ref.Length == 0 ||
 		o.Ref.Length > blockstore.MaxSegment || o.Ref.Subtree != uint64(o.Ref.Length) {
@@ -163,7 +167,7 @@ func (l *Leaf) appendBody(order, place []uint16) ([]byte, error) {
 	for _, i := range order {
 		o := &l.Objects[i]
 		e, _ := slices.BinarySearchFunc(epochs, o.Epoch, compareEpochs)
-		b = append(b, byte(e))
+		b = append(b, byte(e), o.FrameLog)
 		b = binary.BigEndian.AppendUint16(b, o.Sectors)
 		b = append(b, o.Salt[:]...)
 		b = appendPosition(b, o.Birth)
@@ -260,6 +264,7 @@ func parseLeaf(body []byte, public blockstore.NodePublic) (*Leaf, error) {
 			return nil, corrupt(what, "epoch %d of %d", e, len(epochs))
 		}
 		o.Epoch, used[e] = epochs[e], true
+		o.FrameLog = r.u8()
 		o.Sectors = r.u16()
 		copy(o.Salt[:], r.bytes(len(o.Salt)))
 		o.Birth = r.position()

@@ -109,7 +109,7 @@ func largeLeaf(w world, n int) *Leaf {
 	for i := range n {
 		l.Objects = append(l.Objects, LeafObject{
 			Ref:   blockstore.Ref{ID: fill32(uint64(i + 1)), Length: 5000, Subtree: 5000},
-			Epoch: w.seal.Epoch.ID(), Sectors: 1, Salt: fill32(uint64(i)),
+			Epoch: w.seal.Epoch.ID(), FrameLog: 12, Sectors: 1, Salt: fill32(uint64(i)),
 		})
 		l.Extents = append(l.Extents, Extent{First: uint16(i * (RegionSectors / n)), Count: 1, Object: uint16(i)})
 	}
@@ -139,7 +139,7 @@ func TestLeafRefused(t *testing.T) {
 		"base used":             func(l *Leaf) { l.Base = 1 },
 		"base with sectors": func(l *Leaf) {
 			l.Base = 2
-			l.Objects = append(l.Objects, LeafObject{Ref: blockstore.Ref{Length: 1, Subtree: 1}, Sectors: 1})
+			l.Objects = append(l.Objects, LeafObject{Ref: blockstore.Ref{Length: 1, Subtree: 1}, FrameLog: 12, Sectors: 1})
 		},
 		"too long base": func(l *Leaf) {
 			l.Base = 2
@@ -148,8 +148,8 @@ func TestLeafRefused(t *testing.T) {
 		"same object twice": func(l *Leaf) { l.Objects[1].Ref.ID = l.Objects[0].Ref.ID },
 	} {
 		l := &Leaf{Region: 5, Base: -1, Objects: []LeafObject{
-			{Ref: blockstore.Ref{ID: fill32(1), Length: 9000, Subtree: 9000}, Epoch: id, Sectors: 2},
-			{Ref: blockstore.Ref{ID: fill32(2), Length: 9000, Subtree: 9000}, Epoch: id, Sectors: 8},
+			{Ref: blockstore.Ref{ID: fill32(1), Length: 9000, Subtree: 9000}, Epoch: id, FrameLog: 15, Sectors: 2},
+			{Ref: blockstore.Ref{ID: fill32(2), Length: 9000, Subtree: 9000}, Epoch: id, FrameLog: 15, Sectors: 8},
 		}, Extents: []Extent{{0, 2, 0, 0}, {7, 2, 1, 6}}}
 		if _, err := w.seal.Leaf(l); err != nil {
 			t.Fatalf("the good one: %v", err)
