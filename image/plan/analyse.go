@@ -21,11 +21,19 @@ var (
 // kind found: "partition" (always [Never], at a boundary) and "ext4" (always
 // [Depends], where one extent of a file lies on both sides).
 //
-// It reads through r, mostly ahead in large pieces: at most 64 MiB and 1/32 of
-// the size. Nothing found is no error; the error is that of ctx or of a read,
-// and io.ErrUnexpectedEOF if r ends before size.
+// It reads through r, inode tables in pieces of up to 1 MiB: in all no more
+// than 1 MiB beyond the size, nor than 65 MiB and 1/32 of the size. Nothing
+// found is no error; the error is that of ctx or of a read, and
+// io.ErrUnexpectedEOF if r ends before size.
 func Analyse(ctx context.Context, r io.ReaderAt, size int64) ([]Analyser, error) {
-	s := &source{ctx: ctx, r: r, size: size, left: 64<<20 + size/32}
+	// An honest file system has each inode table and each node of a tree read
+	// once; they are 1/64 of it by default and more only in small ones.
+	return analyse(&source{ctx: ctx, r: r, size: size, left: 1<<20 + min(size, 64<<20+size/32)})
+}
+
+// analyse is Analyse within the source's limit.
+func analyse(s *source) ([]Analyser, error) {
+	size := s.size
 	parts, err := partitions(s)
 	if err != nil {
 		return nil, fmt.Errorf("plan: reading the partition table: %w", err)

@@ -24,6 +24,8 @@ const (
 
 	groupInodeUninit = 0x0001
 
+	resizeInode = 7
+
 	tableChunk = 1 << 20 // bytes of inode table read at once
 )
 
@@ -73,7 +75,7 @@ func scanExt4(s *source, in Extent, out *spanner) error {
 		}
 		for j := range min(perBlock, v.groups-i*perBlock) {
 			d := descriptors[j*v.descriptor:][:v.descriptor]
-			if err := v.group(d); err != nil && !errors.Is(err, errInvalid) {
+			if err := v.group(i*perBlock+j, d); err != nil && !errors.Is(err, errInvalid) {
 				return err
 			}
 		}
@@ -184,8 +186,8 @@ func (v *volume) holds(block, count int64) bool {
 	return block >= v.first && count <= v.blocks && block <= v.blocks-count
 }
 
-// group reads the used part of the inode table that a descriptor names.
-func (v *volume) group(d []byte) error {
+// group reads the used part of the inode table that a group's descriptor names.
+func (v *volume) group(number int64, d []byte) error {
 	le := binary.LittleEndian
 	table := int64(le.Uint32(d[0x08:]))
 	free, unused := int64(le.Uint16(d[0x0e:])), int64(le.Uint16(d[0x1c:]))
@@ -212,15 +214,20 @@ func (v *volume) group(d []byte) error {
 		v.table = make([]byte, min(tableChunk, v.inodes*v.inode))
 	}
 	at := v.off + table*v.block
+	ino := number*v.inodes + 1
 	for used > 0 {
 		chunk := v.table[:min(used, int64(len(v.table)))]
 		if err := v.s.read(chunk, at); err != nil {
 			return err
 		}
 		for i := int64(0); i < int64(len(chunk)); i += v.inode {
-			if err := v.file(chunk[i:][:v.inode]); err != nil {
-				return err
+			// The resize inode holds copies of descriptors in all groups.
+			if ino != resizeInode {
+				if err := v.file(chunk[i:][:v.inode]); err != nil {
+					return err
+				}
 			}
+			ino++
 		}
 		at += int64(len(chunk))
 		used -= int64(len(chunk))

@@ -119,7 +119,9 @@ func oracle(t *testing.T, path string, off int64) map[int64]bool {
 	block := field("Block size")
 	var commands strings.Builder
 	for i := range field("Inode count") {
-		fmt.Fprintf(&commands, "stat <%d>\n", i+1)
+		if i+1 != resizeInode {
+			fmt.Fprintf(&commands, "stat <%d>\n", i+1)
+		}
 	}
 	answers := inodeLine.Split(run(t, commands.String(), "debugfs", "-f", "-", device), -1)
 	want := make(map[int64]bool)
