@@ -287,3 +287,15 @@ func (s *Set) Each(number uint64, first, count int, fn func(sector int, page *Pa
 	}
 	return all
 }
+
+// Next is the first region at or after number that the Set touches.
+func (s *Set) Next(number uint64) (next uint64, ok bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for n := range s.regions {
+		if n >= number && (!ok || n < next) {
+			next, ok = n, true
+		}
+	}
+	return next, ok
+}

@@ -1,0 +1,384 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/dirty"
+	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/image/tree"
+)
+
+// edit is what a commit changes beside the content. Nil fields stay as they are.
+type edit struct {
+	keys      *crypto.Keyring
+	snapshots func(now time.Time) []record.Snapshot
+	depmap    *record.DepMap
+	labels    map[string]string
+	floor     bool // the next commit's position becomes the floor
+}
+
+// Commit puts everything written so far into the store as a new head.
+func (d *Disk) Commit(ctx context.Context) error {
+	if err := d.writable(); err != nil {
+		return err
+	}
+	return d.commit(ctx, nil)
+}
+
+// commit makes one commit of what is dirty and of an edit. The order of its writes
+// is that of docs/format.md §11.
+func (d *Disk) commit(ctx context.Context, e *edit) error {
+	d.commitMu.Lock()
+	defer d.commitMu.Unlock()
+	return d.commitLocked(ctx, e)
+}
+
+func (d *Disk) commitLocked(ctx context.Context, e *edit) error {
+	if d.frozen != nil { // an earlier commit failed: what it froze comes first
+		if err := d.commitOnce(ctx, nil); err != nil {
+			return err
+		}
+	}
+	return d.commitOnce(ctx, e)
+}
+
+func (d *Disk) commitOnce(ctx context.Context, e *edit) error {
+	if err := d.failed.Load(); err != nil {
+		return *err
+	}
+	f := d.freeze()
+	frozen := d.frozen
+	merges := d.takeMerges()
+	if frozen == nil && e == nil && len(merges) == 0 && f.absorbed == d.head.commit.Absorbed {
+		d.settle(f)
+		return nil
+	}
+	if frozen == nil {
+		frozen = dirty.New(&d.s.dirty)
+	}
+	b := &batch{d: d, frozen: frozen, seal: record.Seal{Suite: d.s.suite, Epoch: d.head.epoch, Compression: liveCompression(d.head.commit.Compression)}}
+	b.position = d.head.commit.Position()
+	b.position.Sequence++
+	next, dead, err := b.store(ctx, e, f.absorbed, merges)
+	if err != nil {
+		d.putBack(merges)
+		return fmt.Errorf("image %v: commit: %w", d.id, err)
+	}
+	return d.install(ctx, next, dead, frozen, f)
+}
+
+// liveCompression is S2 for what a guest writes, unless the image has none.
+func liveCompression(c record.Compression) record.Compression {
+	if c == record.None {
+		return record.None
+	}
+	return record.S2
+}
+
+// frost is what a freeze fixed.
+type frost struct {
+	absorbed blockstore.JournalNumber // journals up to it are in the commit
+	spilled  int
+	since    int64
+}
+
+// freeze makes the active set the frozen one, unless an earlier commit has left one
+// behind, and lets the next flush begin a new journal. This is a snapshot's point.
+func (d *Disk) freeze() frost {
+	d.flushMu.Lock()
+	defer d.flushMu.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.frozen != nil {
+		return d.frost
+	}
+	f := frost{absorbed: d.nextNumber - 1, spilled: d.spilled, since: d.since.Swap(0)}
+	if d.journal != nil {
+		if err := d.journal.file.Close(); err != nil {
+			d.s.Log.Warn("closing a journal", "image", d.id, "error", err)
+		}
+		d.journal = nil
+	}
+	if d.active != nil && !d.active.Empty() {
+		d.frozen, d.active = d.active, dirty.New(&d.s.dirty)
+		d.frost = f
+	}
+	return f
+}
+
+// settle notes that what flushes owed by the time of f is durable.
+func (d *Disk) settle(f frost) {
+	d.flushMu.Lock()
+	d.settled = max(d.settled, f.spilled)
+	d.flushMu.Unlock()
+}
+
+// batch is a commit being made.
+type batch struct {
+	d        *Disk
+	frozen   *dirty.Set
+	seal     record.Seal
+	position blockstore.Position
+
+	mu      sync.Mutex // guards what follows
+	changes []tree.Change
+	dead    []tree.Dead
+	full    []uint64 // regions to be planned again
+}
+
+// store seals and stores all that the commit consists of and last the commit itself.
+func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalNumber, merges []uint64) (*head, *outcome, error) {
+	d := b.d
+	put := newPutter(d.s.Store)
+	base := d.current.tree
+	if err := b.sealRegions(ctx, put, base, merges); err != nil {
+		return nil, nil, err
+	}
+	size := d.head.commit.Size
+	if n := b.frozen.Size(); n != 0 {
+		size = n
+	}
+	slices.SortFunc(b.changes, func(x, y tree.Change) int { return compare(x.Region, y.Region) })
+	up, err := base.Update(ctx, b.seal, b.position, tree.LevelOf(size), b.changes)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := put.add(ctx, up.Nodes...); err != nil {
+		return nil, nil, err
+	}
+	next, err := b.next(ctx, put, e)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := next.commit
+	c.Root, c.Size, c.Absorbed = up.Tree.Root, size, absorbed
+	if err := put.flush(ctx); err != nil {
+		return nil, nil, err
+	}
+	raw, err := b.seal.Commit(c, d.s.sign)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The point of no return: from here on this is the image, and the journals that it
+	// absorbs are not looked at any more.
+	next.id, err = d.s.Store.PutCommit(ctx, d.id, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	up.Tree.Keys = next.keys
+	return next, &outcome{tree: up.Tree, dead: append(b.dead, up.Dead...), full: b.full}, nil
+}
+
+// outcome is what a commit leaves to be done once it is durable.
+type outcome struct {
+	tree tree.Tree
+	dead []tree.Dead
+	full []uint64
+}
+
+// next prepares the head to come, with the small objects that an edit changes.
+func (b *batch) next(ctx context.Context, put *putter, e *edit) (*head, error) {
+	old := b.d.head
+	next := *old
+	c := *old.commit
+	next.commit = &c
+	parent := old.id
+	c.Parent, c.Sequence, c.Time = &parent, b.position.Sequence, b.d.s.Now()
+	if e == nil {
+		return &next, nil
+	}
+	if e.floor {
+		c.Floor = b.position
+	}
+	if e.labels != nil {
+		c.Labels = e.labels
+	}
+	if e.keys != nil {
+		raw, err := e.keys.Seal()
+		if err != nil {
+			return nil, err
+		}
+		if c.Keyring, err = put.small(ctx, raw); err != nil {
+			return nil, err
+		}
+		c.Epochs = masters(e.keys)
+		next.keys, next.epoch = e.keys, e.keys.Newest()
+	}
+	if e.snapshots != nil {
+		next.snapshots = e.snapshots(c.Time)
+		if err := b.snapshotTable(ctx, put, &next); err != nil {
+			return nil, err
+		}
+	}
+	if e.depmap != nil {
+		raw, err := b.seal.DepMap(e.depmap)
+		if err != nil {
+			return nil, err
+		}
+		ref, err := put.small(ctx, raw)
+		if err != nil {
+			return nil, err
+		}
+		c.DepMap = &ref
+	}
+	return &next, nil
+}
+
+func (b *batch) snapshotTable(ctx context.Context, put *putter, next *head) error {
+	if len(next.snapshots) == 0 {
+		next.commit.Snapshots = nil
+		return nil
+	}
+	raw, err := b.seal.Snapshots(next.snapshots)
+	if err != nil {
+		return err
+	}
+	ref, err := put.small(ctx, raw)
+	next.commit.Snapshots = &ref
+	return err
+}
+
+// sealRegions seals what is frozen, region by region, in parallel.
+func (b *batch) sealRegions(ctx context.Context, put *putter, base tree.Tree, merges []uint64) error {
+	regions := append(b.frozen.Regions(), merges...)
+	slices.Sort(regions)
+	regions = slices.Compact(regions)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for _, r := range regions {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			_, merge := slices.BinarySearch(merges, r)
+			return b.sealRegion(ctx, put, base, r, merge)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// install makes a durable commit the state that readers see, and clears up behind it.
+// From here on nothing may fail the commit.
+func (d *Disk) install(ctx context.Context, next *head, out *outcome, frozen *dirty.Set, f frost) error {
+	old := d.head
+	d.mu.Lock()
+	d.current.dead = freeable(out.dead, next.commit.Floor)
+	d.current = &version{tree: out.tree}
+	d.versions = append(d.versions, d.current)
+	d.head = next
+	if d.frozen == frozen {
+		d.frozen = nil
+	}
+	d.mu.Unlock()
+	frozen.Release()
+	d.settle(f)
+	for _, r := range out.full {
+		d.merges[r] = struct{}{}
+	}
+	d.s.shrunk()
+
+	if err := d.anchorHead(next, f.absorbed); err != nil {
+		return d.fail(err)
+	}
+	if next.epoch != old.epoch {
+		d.switchJournal()
+	}
+	return d.clear(ctx, old, next, f.absorbed)
+}
+
+// freeable are the objects that nothing older than the floor can still use.
+func freeable(dead []tree.Dead, floor blockstore.Position) []blockstore.ObjectID {
+	var ids []blockstore.ObjectID
+	for _, x := range dead {
+		if x.Birth.Compare(floor) > 0 {
+			ids = append(ids, x.ID)
+		}
+	}
+	return ids
+}
+
+// anchorHead lets the anchor name a durable commit.
+func (d *Disk) anchorHead(h *head, absorbed blockstore.JournalNumber) error {
+	d.flushMu.Lock()
+	defer d.flushMu.Unlock()
+	p := h.commit.Position()
+	mark := Mark{Era: p.Era, Term: p.Term, Sequence: p.Sequence, Commit: h.id, Journal: d.mark.Journal}
+	if mark.Journal <= absorbed {
+		mark.Journal = 0
+	}
+	if err := d.s.Anchor.Save(d.id, mark); err != nil {
+		return err
+	}
+	d.mark = mark
+	return nil
+}
+
+// switchJournal lets the next flush begin a journal under the new epoch.
+func (d *Disk) switchJournal() {
+	d.flushMu.Lock()
+	defer d.flushMu.Unlock()
+	if d.journal != nil {
+		if err := d.journal.file.Close(); err != nil {
+			d.s.Log.Warn("closing a journal", "image", d.id, "error", err)
+		}
+		d.journal = nil
+	}
+}
+
+// clear removes what a commit made superfluous. What it leaves behind after an error
+// or a crash is the collector's, and journals that are absorbed are never replayed.
+func (d *Disk) clear(ctx context.Context, old, next *head, absorbed blockstore.JournalNumber) error {
+	err := d.dropJournals(absorbed)
+	if old.id != next.id && !slices.ContainsFunc(next.snapshots, func(s record.Snapshot) bool { return s.Commit == old.id }) {
+		err = errors.Join(err, d.s.Store.DeleteCommits(ctx, d.id, old.id))
+	}
+	if err = errors.Join(err, d.sweep(ctx)); err != nil {
+		d.s.Log.Warn("clearing up after a commit", "image", d.id, "error", err)
+		if serr := d.s.Store.Err(); serr != nil {
+			return d.fail(serr)
+		}
+	}
+	return nil
+}
+
+// dropJournals removes our journals up to a number; those of other holders stay.
+func (d *Disk) dropJournals(absorbed blockstore.JournalNumber) (err error) {
+	d.flushMu.Lock()
+	defer d.flushMu.Unlock()
+	d.journals = slices.DeleteFunc(d.journals, func(n blockstore.JournalNumber) bool {
+		if n > absorbed {
+			return false
+		}
+		err = errors.Join(err, d.s.Store.RemoveJournal(d.id, n))
+		return true
+	})
+	return err
+}
+
+// sweep deletes what no version with readers uses any more.
+func (d *Disk) sweep(ctx context.Context) error {
+	var ids []blockstore.ObjectID
+	d.mu.Lock()
+	for d.versions[0] != d.current && d.versions[0].refs.Load() == 0 {
+		ids = append(ids, d.versions[0].dead...)
+		d.versions = d.versions[1:]
+	}
+	d.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	return d.s.Store.DeleteObjects(ctx, ids)
+}

@@ -1,0 +1,263 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/dirty"
+	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/image/tree"
+)
+
+const (
+	sectorSize = record.SectorSize
+	sectorLog  = 12
+	regionSize = record.RegionSize
+	stripes    = 64
+)
+
+// Disk is one image, or one snapshot of it, in use. All methods are safe for concurrent use.
+//
+//	          write            freeze             put the commit
+//	(nothing) -----> active ----------> frozen ------------------> map
+//	                   |   flush          |   flush
+//	                   `----> journal <---'
+//
+// Locks, outermost first: commitMu, flushMu, rmw, mu.
+type Disk struct {
+	s        *Shared
+	id       blockstore.ImageID
+	readOnly bool
+	snapshot string // name, if it is one
+
+	commitMu sync.Mutex          // one commit at a time; guards merges
+	merges   map[uint64]struct{} // regions to be planned again
+
+	flushMu    sync.Mutex // one flush at a time; guards the journal's state
+	journal    *journal   // nil until the first flush after a commit
+	nextNumber blockstore.JournalNumber
+	journals   []blockstore.JournalNumber // ours that are still there
+	mark       Mark                       // what the anchor holds
+	spilled    int                        // flushes that the journal had no room for: only a commit makes them durable
+	settled    int                        // those of them that one has
+	waiting    flushGroup
+
+	rmw [stripes]sync.RWMutex // by region: partial writes of a sector exclude all others
+
+	mu       sync.RWMutex // guards the pointers below
+	head     *head        // replaced under commitMu too, so either lock is enough to read it
+	current  *version
+	versions []*version // that may have readers, oldest first; the last is current
+	active   *dirty.Set // nil if the disk is read-only and no journal was replayed
+	frozen   *dirty.Set // nil unless a commit is under way or has failed; replaced under commitMu too
+	frost    frost      // of the frozen set
+
+	size    atomic.Int64
+	changed atomic.Int64 // time of the last change, ns since 1970
+	since   atomic.Int64 // time of the oldest write that is not committed, 0 if none
+	failed  atomic.Pointer[error]
+	stall   atomic.Pointer[error] // why the last commit failed, while that can pass
+	trace   atomic.Pointer[tracer]
+
+	kicks  chan struct{}
+	stop   context.CancelFunc
+	done   chan struct{} // closed when the committer has ended
+	closed atomic.Bool
+}
+
+// head is the newest commit and what it says, opened. It is never changed, only replaced.
+type head struct {
+	id        blockstore.CommitID
+	commit    *record.Commit
+	keys      *crypto.Keyring
+	epoch     *crypto.Epoch // that seals: the newest whose keyring is durable
+	snapshots []record.Snapshot
+	lease     blockstore.Lease
+}
+
+// version is one state of the map with its readers.
+type version struct {
+	tree tree.Tree
+	refs atomic.Int64
+	dead []blockstore.ObjectID // what the next version does not use; free when no reader is left
+}
+
+// ID of the image.
+func (d *Disk) ID() blockstore.ImageID { return d.id }
+
+// ReadOnly reports whether writes are refused.
+func (d *Disk) ReadOnly() bool { return d.readOnly || d.failed.Load() != nil }
+
+// Size in bytes.
+func (d *Disk) Size() int64 { return d.size.Load() }
+
+// ModTime is when the content last changed.
+func (d *Disk) ModTime() time.Time { return time.Unix(0, d.changed.Load()) }
+
+// fail stops writing for good: what was acknowledged is in the journal, and a
+// successor opens it from there.
+func (d *Disk) fail(err error) error {
+	err = fmt.Errorf("%w: %w", ErrFailed, err)
+	if d.failed.CompareAndSwap(nil, &err) {
+		d.s.Log.Error("image is read-only from now on", "image", d.id, "error", err)
+	}
+	d.s.shrunk()
+	return err
+}
+
+// writable is nil if the disk takes writes.
+func (d *Disk) writable() error {
+	if d.closed.Load() {
+		return ErrClosed
+	}
+	if err := d.failed.Load(); err != nil {
+		return *err
+	}
+	if d.readOnly {
+		return ErrReadOnly
+	}
+	return nil
+}
+
+// stalled says why waiting for a commit is in vain.
+func (d *Disk) stalled() error {
+	if err := d.writable(); err != nil {
+		return err
+	}
+	if err := d.stall.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// view is what a reader looks at: the sets of dirty sectors over one version of the map.
+type view struct {
+	d              *Disk
+	v              *version
+	active, frozen *dirty.Set
+}
+
+// view takes the present state; leave must be called.
+func (d *Disk) view() view {
+	d.mu.RLock()
+	w := view{d: d, v: d.current, active: d.active, frozen: d.frozen}
+	w.v.refs.Add(1)
+	d.mu.RUnlock()
+	return w
+}
+
+func (w view) leave() { w.v.refs.Add(-1) }
+
+func (d *Disk) dirtyBytes() int64 {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	var n int64
+	if d.active != nil {
+		n += d.active.Bytes()
+	}
+	if d.frozen != nil {
+		n += d.frozen.Bytes()
+	}
+	return n
+}
+
+// kick asks for a commit soon.
+func (d *Disk) kick() {
+	select {
+	case d.kicks <- struct{}{}:
+	default:
+	}
+}
+
+// Ages and intervals of the committer.
+const (
+	maxAge    = 60 * time.Second // of a write that is not committed
+	ageTick   = 5 * time.Second
+	retryTime = 2 * time.Second // after a commit that had no room
+)
+
+// committer commits when asked, when the oldest write is old, and while regions wait
+// to be planned again. It ends with ctx.
+func (d *Disk) committer(ctx context.Context) {
+	defer close(d.done)
+	tick := time.NewTicker(ageTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.kicks:
+		case <-tick.C:
+			since := d.since.Load()
+			if !d.merging() && (since == 0 || d.s.Now().UnixNano()-since < int64(maxAge)) {
+				continue
+			}
+		}
+		d.commitInBackground(ctx)
+	}
+}
+
+func (d *Disk) commitInBackground(ctx context.Context) {
+	err := d.commit(ctx, nil)
+	switch {
+	case err == nil:
+		d.stall.Store(nil)
+	case ctx.Err() != nil:
+		return
+	default:
+		d.stall.Store(&err)
+		d.s.shrunk()
+		d.s.Log.Error("commit failed", "image", d.id, "error", err)
+		select { // the writers that it has woken would ask again at once
+		case <-ctx.Done():
+		case <-time.After(retryTime):
+		}
+	}
+}
+
+// Close commits what is dirty and releases the image. After an error nothing that
+// was flushed is lost: the journal holds it.
+func (d *Disk) Close(ctx context.Context) error {
+	if d.closed.Load() {
+		return ErrClosed
+	}
+	if d.stop != nil {
+		d.stop()
+		<-d.done
+	}
+	var err error
+	if !d.readOnly && d.failed.Load() == nil {
+		err = d.finish(ctx)
+	}
+	d.closed.Store(true)
+	d.flushMu.Lock()
+	if d.journal != nil {
+		err = errors.Join(err, d.journal.file.Close())
+		d.journal = nil
+	}
+	d.flushMu.Unlock()
+	d.mu.Lock()
+	for _, set := range []*dirty.Set{d.active, d.frozen} {
+		if set != nil {
+			set.Release()
+		}
+	}
+	d.mu.Unlock()
+	d.s.leave(d)
+	return err
+}
+
+// finish makes the last commit of a disk that is about to close.
+func (d *Disk) finish(ctx context.Context) error {
+	e, err := d.traced(ctx)
+	if err != nil {
+		d.s.Log.Warn("start-up list not kept", "image", d.id, "error", err)
+	}
+	return d.commit(ctx, e)
+}

@@ -1,0 +1,12 @@
+// Package image is where plaintext lives: it turns sealed objects into disks.
+//
+// A Disk is one image in use on this host: reads go to dirty data, then to the
+// cache of opened frames, then through the map to the frames of a segment;
+// writes stay in memory until a flush puts them into the journal and a commit
+// puts them into the store. docs/architecture.md has the words, docs/format.md
+// the bytes and the order of writes.
+//
+// Invariants: Flush returns nil only when a power cut loses nothing written
+// before it; a read gives what was last written or an error; there is one Disk
+// with write access to an image in a process, and one process to a store.
+package image

@@ -1,0 +1,130 @@
+package image
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/tree"
+)
+
+// Defaults and bounds of one daemon, in bytes (docs/architecture.md, Numbers).
+const (
+	DefaultCacheBytes = 256 << 20
+	DefaultDirtyBytes = 256 << 20
+	nodeCacheBytes    = 64 << 20
+)
+
+// Host is what the images of one store share on this machine.
+type Host struct {
+	Store      *blockstore.Store
+	Key        crypto.HostKey
+	Identities []age.Identity
+	Anchor     *Anchor
+	Log        *slog.Logger
+	Now        func() time.Time
+	CacheBytes int64 // opened frames kept; 0 = DefaultCacheBytes
+	DirtyBytes int64 // uncommitted data, all disks together; 0 = DefaultDirtyBytes
+}
+
+// Shared is the running state behind a Host: caches, and the bound on dirty data.
+// There is one for a store. It is safe for concurrent use.
+type Shared struct {
+	Host
+	loader *tree.Loader
+	frames *frameCache
+	suite  crypto.Suite
+
+	dirty   atomic.Int64 // bytes of all dirty sets
+	mu      sync.Mutex   // guards writers
+	drained *sync.Cond   // dirty has shrunk, or a commit failed
+	writers map[blockstore.ImageID]*Disk
+}
+
+// NewShared makes the running state of a host.
+func NewShared(h Host) (*Shared, error) {
+	if h.CacheBytes == 0 {
+		h.CacheBytes = DefaultCacheBytes
+	}
+	if h.DirtyBytes == 0 {
+		h.DirtyBytes = DefaultDirtyBytes
+	}
+	loader, err := tree.NewLoader(h.Store, nodeCacheBytes)
+	if err != nil {
+		return nil, err
+	}
+	frames, err := newFrameCache(h.CacheBytes)
+	if err != nil {
+		return nil, err
+	}
+	s := &Shared{Host: h, loader: loader, frames: frames, suite: crypto.PreferredSuite(),
+		writers: make(map[blockstore.ImageID]*Disk)}
+	s.drained = sync.NewCond(&s.mu)
+	return s, nil
+}
+
+// enter makes d the one disk of this process that writes its image.
+func (s *Shared) enter(d *Disk) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writers[d.id] != nil {
+		return fmt.Errorf("image %v: %w", d.id, ErrInUse)
+	}
+	s.writers[d.id] = d
+	return nil
+}
+
+func (s *Shared) leave(d *Disk) {
+	s.mu.Lock()
+	if s.writers[d.id] == d {
+		delete(s.writers, d.id)
+	}
+	s.mu.Unlock()
+	s.drained.Broadcast()
+}
+
+// throttle starts a commit at half the bound and makes a writer wait at the bound.
+// The wait ends with an error if the commit that it waits for cannot be made.
+func (s *Shared) throttle(d *Disk) error {
+	if s.dirty.Load() < s.DirtyBytes/2 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		s.kickLargestLocked()
+		if s.dirty.Load() < s.DirtyBytes {
+			return nil
+		}
+		if err := d.stalled(); err != nil {
+			return err
+		}
+		s.drained.Wait()
+	}
+}
+
+func (s *Shared) kickLargestLocked() {
+	var largest *Disk
+	var most int64
+	for _, d := range s.writers {
+		if n := d.dirtyBytes(); n > most {
+			largest, most = d, n
+		}
+	}
+	if largest != nil {
+		largest.kick()
+	}
+}
+
+// shrunk wakes writers that wait at the bound.
+func (s *Shared) shrunk() {
+	s.mu.Lock()
+	s.drained.Broadcast()
+	s.mu.Unlock()
+}

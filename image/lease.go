@@ -1,0 +1,116 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
+)
+
+// What is signed (docs/format.md §2, Signatures).
+const (
+	signCommit = "commit"
+	signLease  = "lease"
+)
+
+// leaseLink is one record of a lease chain.
+type leaseLink struct {
+	blockstore.Lease
+	id blockstore.LeaseID
+}
+
+// leaseChain is an image's lease records from the first on, each checked.
+type leaseChain []leaseLink
+
+// loadChain reads and checks the lease chain of an image (docs/format.md §8).
+func loadChain(st *blockstore.Store, id blockstore.ImageID) (leaseChain, error) {
+	raws, err := st.Leases(id)
+	if err != nil {
+		return nil, err
+	}
+	var chain leaseChain
+	for _, raw := range raws {
+		r, err := blockstore.ParseLease(raw)
+		if err != nil {
+			return nil, err
+		}
+		if chain, err = chain.extend(id, r, blockstore.LeaseIDOf(raw)); err != nil {
+			return nil, err
+		}
+	}
+	if len(chain) == 0 {
+		return nil, fmt.Errorf("lease: %w", blockstore.ErrNotFound)
+	}
+	return chain, nil
+}
+
+// extend checks one record against the chain before it.
+func (c leaseChain) extend(image blockstore.ImageID, r *blockstore.LeaseRecord, id blockstore.LeaseID) (leaseChain, error) {
+	bad := func(why string) error {
+		return &blockstore.CorruptError{What: "lease", Key: id.String(), Cause: errors.New(why)}
+	}
+	if r.Image != image {
+		return nil, bad("of another image")
+	}
+	signer := [32]byte(image)
+	if len(c) == 0 {
+		if r.Previous != nil {
+			return nil, bad("the chain does not begin with a first record")
+		}
+	} else {
+		last := c[len(c)-1]
+		switch {
+		case r.Previous == nil || *r.Previous != last.id:
+			return nil, bad("does not follow the record before it")
+		case r.Term != last.Term+1 || r.Era < last.Era:
+			return nil, bad("era or term out of order")
+		case r.Era == last.Era:
+			signer = last.Holder
+		}
+	}
+	if !crypto.Verify(signer, signLease, r.Signed, r.Signature) {
+		return nil, bad("signature")
+	}
+	return append(c, leaseLink{Lease: r.Lease, id: id}), nil
+}
+
+// check checks a commit of the image: shape, digest, lease, signature.
+func (c leaseChain) check(image blockstore.ImageID, id blockstore.CommitID, raw []byte) (*blockstore.CommitPublic, leaseLink, error) {
+	bad := func(why string) (*blockstore.CommitPublic, leaseLink, error) {
+		return nil, leaseLink{}, &blockstore.CorruptError{What: "commit", Key: id.String(), Cause: errors.New(why)}
+	}
+	r, err := blockstore.ParseCommit(raw)
+	if err != nil {
+		return nil, leaseLink{}, err
+	}
+	if blockstore.CommitIDOf(raw) != id {
+		return bad("digest differs")
+	}
+	if r.Image != image {
+		return bad("of another image")
+	}
+	for _, l := range c {
+		if l.id != r.CommitPublic.Lease {
+			continue
+		}
+		if l.Era != r.Era || l.Term != r.Term {
+			return bad("era or term is not its lease's")
+		}
+		if !crypto.Verify(l.Holder, signCommit, r.Signed, r.Signature) {
+			return bad("signature")
+		}
+		return &r.CommitPublic, l, nil
+	}
+	return bad("its lease is not in the chain")
+}
+
+// signLeaseRecord encodes a lease and signs it.
+func signLeaseRecord(l *blockstore.Lease, sign func(what string, b []byte) [64]byte) ([]byte, error) {
+	b, err := blockstore.EncodeLease(l)
+	if err != nil {
+		return nil, err
+	}
+	sig := sign(signLease, b)
+	return append(b, sig[:]...), nil
+}

@@ -1,0 +1,216 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/dirty"
+	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/image/tree"
+)
+
+// OpenOptions say how a disk is used.
+type OpenOptions struct {
+	ReadOnly bool
+	Snapshot string // open this snapshot instead of the head; implies ReadOnly
+}
+
+// Open opens an image: it checks the anchor, the lease chain, signatures and keys, and
+// replays what a crash has left in journals. A process has one writing disk of an
+// image (ErrInUse), on the host that holds its lease (ErrNotHolder). Older than the
+// anchor is ErrRolledBack; keys that do not fit are crypto.ErrNoIdentity.
+func (s *Shared) Open(ctx context.Context, id blockstore.ImageID, o OpenOptions) (*Disk, error) {
+	h, mark, err := s.load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	d := &Disk{s: s, id: id, readOnly: o.ReadOnly || o.Snapshot != "", snapshot: o.Snapshot, mark: mark,
+		merges: make(map[uint64]struct{}), kicks: make(chan struct{}, 1)}
+	if o.Snapshot != "" {
+		if h, err = s.loadSnapshot(ctx, h, o.Snapshot); err != nil {
+			return nil, err
+		}
+		d.begin(h)
+		return d, nil
+	}
+	if holder := h.lease.Holder; !d.readOnly && holder != s.Key.Public() {
+		return nil, fmt.Errorf("image %v: %w: host %x", id, ErrNotHolder, holder[:8])
+	}
+	if !d.readOnly {
+		if !h.commit.MayWrite() {
+			return nil, fmt.Errorf("image %v: it has features that this version does not write: %w", id, blockstore.ErrFormat)
+		}
+		if err := s.enter(d); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.start(ctx, h); err != nil {
+		s.leave(d)
+		return nil, err
+	}
+	return d, nil
+}
+
+// begin makes a head the state that readers see.
+func (d *Disk) begin(h *head) {
+	d.head = h
+	d.current = &version{tree: tree.Tree{Loader: d.s.loader, Keys: h.keys, Root: h.commit.Root}}
+	d.versions = []*version{d.current}
+	d.size.Store(h.commit.Size)
+	d.changed.Store(h.commit.Time.UnixNano())
+}
+
+// start replays journals and, if the disk is to be written, commits what they held.
+func (d *Disk) start(ctx context.Context, h *head) error {
+	d.begin(h)
+	d.active = dirty.New(&d.s.dirty)
+	if err := d.replay(h); err != nil {
+		d.active.Release()
+		return err
+	}
+	if h.commit.Position().Compare(d.mark.Position()) > 0 { // a crash came before the anchor
+		if err := d.anchorHead(h, h.commit.Absorbed); err != nil {
+			d.active.Release()
+			return err
+		}
+	}
+	if d.readOnly {
+		return nil
+	}
+	if err := d.commit(ctx, nil); err != nil {
+		d.active.Release()
+		return err
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	d.stop, d.done = stop, make(chan struct{})
+	go d.committer(background)
+	return nil
+}
+
+// load reads the head of an image and checks it against everything that vouches for it.
+func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, Mark, error) {
+	fail := func(err error) (*head, Mark, error) { return nil, Mark{}, fmt.Errorf("image %v: %w", id, err) }
+	headID, raw, err := s.Store.Head(id)
+	if err != nil {
+		return fail(err)
+	}
+	mark, seen, err := s.Anchor.Load(id)
+	if err != nil {
+		return fail(err)
+	}
+	chain, err := loadChain(s.Store, id)
+	if err != nil {
+		return fail(err)
+	}
+	public, lease, err := chain.check(id, headID, raw)
+	if err != nil {
+		return fail(err)
+	}
+	if lease.id != chain[len(chain)-1].id {
+		s.Log.Warn("the head is of an earlier term than the newest lease", "image", id)
+	}
+	if seen {
+		switch c := public.Position().Compare(mark.Position()); {
+		case c < 0:
+			return fail(fmt.Errorf("%w: the store has %v, seen was %v", ErrRolledBack, public.Position(), mark.Position()))
+		case c == 0 && headID != mark.Commit:
+			return fail(fmt.Errorf("%w: commits %v and %v at %v", ErrFork, headID, mark.Commit, mark.Position()))
+		}
+	}
+	h := &head{id: headID, lease: chain[len(chain)-1].Lease}
+	if err := s.openHead(ctx, h, id, raw); err != nil {
+		return fail(err)
+	}
+	return h, mark, nil
+}
+
+// openHead opens what a commit names: keyring, sealed body, snapshot table.
+func (s *Shared) openHead(ctx context.Context, h *head, id blockstore.ImageID, raw []byte) error {
+	public, err := blockstore.ParseCommit(raw)
+	if err != nil {
+		return err
+	}
+	b, err := s.small(ctx, public.Keyring)
+	if err != nil {
+		return fmt.Errorf("keyring: %w", err)
+	}
+	if h.keys, err = crypto.OpenKeyring(b, id, s.Identities); err != nil {
+		return err
+	}
+	if err := confirm(h.keys, public.Epochs); err != nil {
+		return err
+	}
+	h.epoch = h.keys.Newest()
+	if h.commit, err = record.OpenCommit(h.keys, raw); err != nil {
+		return err
+	}
+	if root := h.commit.Root; root != nil && root.Level < tree.LevelOf(h.commit.Size) {
+		return &blockstore.CorruptError{What: "commit", Key: h.id.String(), Cause: errors.New("the map does not cover the disk")}
+	}
+	if h.commit.CommitPublic.Snapshots == nil {
+		return nil
+	}
+	if b, err = s.small(ctx, *h.commit.CommitPublic.Snapshots); err != nil {
+		return fmt.Errorf("snapshot table: %w", err)
+	}
+	h.snapshots, err = record.OpenSnapshots(h.keys, b)
+	return err
+}
+
+// confirm compares the master keys that a keyring's epochs fold to with those of the commit.
+func confirm(keys *crypto.Keyring, want []blockstore.EpochMaster) error {
+	if len(want) != len(keys.Epochs) {
+		return fmt.Errorf("keyring of %d epochs, the commit has %d: %w", len(keys.Epochs), len(want), blockstore.ErrCorrupt)
+	}
+	for i, e := range keys.Epochs {
+		if e.ID() != want[i].ID {
+			return fmt.Errorf("keyring: epoch %v is not the commit's: %w", e.ID(), blockstore.ErrCorrupt)
+		}
+		if err := e.Confirm(want[i].Master); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadSnapshot opens a snapshot's commit with the head's keyring, which is a superset of its own.
+func (s *Shared) loadSnapshot(_ context.Context, h *head, name string) (*head, error) {
+	i := slices.IndexFunc(h.snapshots, func(x record.Snapshot) bool { return x.Name == name })
+	if i < 0 {
+		return nil, fmt.Errorf("%w: %q", ErrNoSnapshot, name)
+	}
+	id := h.snapshots[i].Commit
+	image := h.commit.Image
+	raw, err := s.Store.Commit(image, id)
+	if err != nil {
+		return nil, fmt.Errorf("image %v: snapshot %q: %w", image, name, err)
+	}
+	c, err := record.OpenCommit(h.keys, raw)
+	if err == nil && (blockstore.CommitIDOf(raw) != id || c.Image != image) {
+		err = &blockstore.CorruptError{What: "commit", Key: id.String(), Cause: errors.New("of another place")}
+	}
+	if err == nil && c.Root != nil && c.Root.Level < tree.LevelOf(c.Size) {
+		err = &blockstore.CorruptError{What: "commit", Key: id.String(), Cause: errors.New("the map does not cover the disk")}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image %v: snapshot %q: %w", image, name, err)
+	}
+	return &head{id: id, commit: c, keys: h.keys, epoch: h.epoch, lease: h.lease}, nil
+}
+
+// small reads a keyring, image key, table or dependency map and checks it against its id.
+func (s *Shared) small(ctx context.Context, ref blockstore.SmallRef) (b []byte, err error) {
+	err = s.Store.Get(ctx, ref.ID, func(v []byte) error {
+		if len(v) != int(ref.Length) || blockstore.IDOf(v) != ref.ID {
+			return &blockstore.CorruptError{What: "object", Key: ref.ID.String(), Cause: errors.New("digest differs")}
+		}
+		b = bytes.Clone(v)
+		return nil
+	})
+	return b, err
+}

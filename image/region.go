@@ -1,0 +1,288 @@
+package image
+
+import (
+	"context"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/image/dirty"
+	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/image/tree"
+)
+
+// Numbers of the adaptive planner (docs/architecture.md, Numbers).
+const (
+	planned      = 15 // log2 of a frame of segments that are read in sequence
+	scattered    = 12 // log2 of a frame of segments that are not
+	longRun      = 8  // sectors; runs of this length on average make planned frames
+	maxExtents   = 1024
+	maxMerges    = 4 // regions planned again in one commit
+	alignSectors = record.MaxSegmentSectors
+)
+
+// Piece is one segment to be sealed: ascending runs of a region and their joined data.
+type Piece struct {
+	Runs []record.Run
+	Data []byte
+}
+
+func (p *Piece) frameLog() uint8 {
+	if len(p.Data)/sectorSize >= longRun*len(p.Runs) {
+		return planned
+	}
+	return scattered
+}
+
+// sealPiece seals a piece of a region into an object and describes it for the leaf.
+func sealPiece(seal record.Seal, birth blockstore.Position, region uint64, p *Piece) (blockstore.Object, record.LeafObject, error) {
+	log := p.frameLog()
+	b, salt, err := seal.Segment(nil, region, p.Runs, p.Data, log)
+	if err != nil {
+		return blockstore.Object{}, record.LeafObject{}, err
+	}
+	o := blockstore.Object{ID: blockstore.IDOf(b), Bytes: b}
+	return o, record.LeafObject{
+		Ref:      blockstore.Ref{ID: o.ID, Length: uint32(len(b)), Subtree: uint64(len(b))},
+		Epoch:    seal.Epoch.ID(),
+		FrameLog: log,
+		Sectors:  uint16(len(p.Data) / sectorSize),
+		Salt:     salt,
+		Birth:    birth,
+	}, nil
+}
+
+// place is where the data of a sector is: an object's number plus one, 0 for a hole.
+type place struct{ object, offset uint16 }
+
+// regionMap is a leaf spread out, sector by sector, to be changed.
+type regionMap struct {
+	objects []record.LeafObject
+	at      [record.RegionSectors]place
+}
+
+func spread(leaf *record.Leaf) *regionMap {
+	m := new(regionMap)
+	if leaf == nil {
+		return m
+	}
+	m.objects = append(m.objects, leaf.Objects...)
+	for _, x := range leaf.Extents {
+		for i := range x.Count {
+			m.at[x.First+i] = place{x.Object + 1, x.Offset + i}
+		}
+	}
+	return m
+}
+
+// set points the sectors of runs to an object.
+func (m *regionMap) set(o record.LeafObject, runs []record.Run) {
+	m.objects = append(m.objects, o)
+	at := place{object: uint16(len(m.objects))}
+	for _, r := range runs {
+		for i := range r.Count {
+			m.at[r.First+i] = at
+			at.offset++
+		}
+	}
+}
+
+// leaf packs the map again, nil if the region holds nothing; dead are the objects
+// that no sector is in any more.
+func (m *regionMap) leaf(region uint64) (leaf *record.Leaf, dead []tree.Dead) {
+	used := make([]uint16, len(m.objects)) // place in the leaf plus one
+	leaf = &record.Leaf{Region: region, Base: -1}
+	for i := 0; i < record.RegionSectors; {
+		at := m.at[i]
+		n := 1
+		for i+n < record.RegionSectors && at.object != 0 && m.at[i+n] == (place{at.object, at.offset + uint16(n)}) {
+			n++
+		}
+		if at.object != 0 {
+			if used[at.object-1] == 0 {
+				leaf.Objects = append(leaf.Objects, m.objects[at.object-1])
+				used[at.object-1] = uint16(len(leaf.Objects))
+			}
+			leaf.Extents = append(leaf.Extents, record.Extent{
+				First: uint16(i), Count: uint16(n), Object: used[at.object-1] - 1, Offset: at.offset})
+		}
+		i += n
+	}
+	for i, o := range m.objects {
+		if used[i] == 0 {
+			dead = append(dead, tree.Dead{ID: o.Ref.ID, Birth: o.Birth})
+		}
+	}
+	if len(leaf.Extents) == 0 {
+		return nil, dead
+	}
+	return leaf, dead
+}
+
+// worn says that planning a region again would pay: it is in many more parts than its
+// holes make necessary, or more than half of what it stores is dead.
+func worn(leaf *record.Leaf) bool {
+	if leaf == nil {
+		return false
+	}
+	var live, stored, runs, end int
+	for i, x := range leaf.Extents {
+		if i == 0 || int(x.First) != end {
+			runs++
+		}
+		end = int(x.First) + int(x.Count)
+		live += int(x.Count)
+	}
+	for _, o := range leaf.Objects {
+		stored += int(o.Sectors)
+	}
+	return stored > 2*live || len(leaf.Extents) > maxExtents && len(leaf.Extents) > 2*runs
+}
+
+// cutter gathers sectors, ascending, into pieces.
+type cutter struct {
+	pieces []Piece
+	cur    Piece
+}
+
+// add takes one sector. A piece ends when it is full, and a long one where the region's
+// own grid has a line, so that a later pass over the same place replaces it whole.
+func (c *cutter) add(sector int, data []byte) {
+	n := len(c.cur.Data) / sectorSize
+	if n == record.MaxSegmentSectors || sector%alignSectors == 0 && n >= alignSectors/4 {
+		c.cut()
+	}
+	if k := len(c.cur.Runs); k > 0 && int(c.cur.Runs[k-1].First+c.cur.Runs[k-1].Count) == sector {
+		c.cur.Runs[k-1].Count++
+	} else {
+		c.cur.Runs = append(c.cur.Runs, record.Run{First: uint16(sector), Count: 1})
+	}
+	c.cur.Data = append(c.cur.Data, data...)
+}
+
+func (c *cutter) cut() []Piece {
+	if len(c.cur.Runs) > 0 {
+		c.pieces = append(c.pieces, c.cur)
+		c.cur = Piece{}
+	}
+	return c.pieces
+}
+
+// sealRegion makes the next leaf of a region: what the guest wrote goes into segments
+// of its own, without reading what was there. A region to be merged is read whole and
+// planned again.
+func (b *batch) sealRegion(ctx context.Context, put *putter, base tree.Tree, region uint64, merge bool) error {
+	old, err := base.Leaf(ctx, region)
+	if err != nil {
+		return err
+	}
+	m := spread(old)
+	var c cutter
+	b.frozen.Each(region, 0, record.RegionSectors, func(sector int, page *dirty.Page) {
+		m.at[sector] = place{}
+		if page != nil && !merge {
+			c.add(sector, page[:])
+		}
+	})
+	seal := b.seal
+	if merge {
+		if err := b.gather(ctx, base, region, m, &c); err != nil {
+			return err
+		}
+		seal.Compression = b.d.head.commit.Compression
+	}
+	for _, p := range c.cut() {
+		object, entry, err := sealPiece(seal, b.position, region, &p)
+		if err != nil {
+			return err
+		}
+		m.set(entry, p.Runs)
+		if err := put.add(ctx, object); err != nil {
+			return err
+		}
+	}
+	return b.finish(ctx, put, base, region, m)
+}
+
+// finish seals the leaf of a region and notes it for the map.
+func (b *batch) finish(ctx context.Context, put *putter, base tree.Tree, region uint64, m *regionMap) error {
+	leaf, dead := m.leaf(region)
+	change := tree.Change{Region: region}
+	if leaf != nil {
+		object, child, err := base.SealLeaf(b.seal, b.position, leaf)
+		if err != nil {
+			return err
+		}
+		if err := put.add(ctx, object); err != nil {
+			return err
+		}
+		change.Leaf = child
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.changes = append(b.changes, change)
+	b.dead = append(b.dead, dead...)
+	if worn(leaf) {
+		b.full = append(b.full, region)
+	}
+	return nil
+}
+
+// gather reads all of a region, as frozen and map have it, and takes it out of the map's places.
+func (b *batch) gather(ctx context.Context, base tree.Tree, region uint64, m *regionMap, c *cutter) error {
+	w := view{d: b.d, v: &version{tree: base}, frozen: b.frozen}
+	leaf, err := base.Leaf(ctx, region)
+	if err != nil {
+		return err
+	}
+	held := w.allocation(leaf, region)
+	for i := 0; i < record.RegionSectors; {
+		n := 1
+		for i+n < record.RegionSectors && held[i+n] == held[i] {
+			n++
+		}
+		if held[i] {
+			vec, err := w.read(ctx, region, i, n, nil)
+			if err != nil {
+				return err
+			}
+			sector := i
+			for _, s := range vec {
+				for len(s) > 0 {
+					c.add(sector, s[:sectorSize])
+					s, sector = s[sectorSize:], sector+1
+				}
+			}
+		}
+		i += n
+	}
+	m.at = [record.RegionSectors]place{}
+	return nil
+}
+
+// takeMerges gives the regions that this commit plans again: a few, and none while
+// writers wait for it.
+func (d *Disk) takeMerges() []uint64 {
+	if d.s.dirty.Load() >= d.s.DirtyBytes/2 {
+		return nil
+	}
+	var list []uint64
+	for r := range d.merges {
+		if len(list) == maxMerges {
+			break
+		}
+		list = append(list, r)
+		delete(d.merges, r)
+	}
+	return list
+}
+
+func (d *Disk) putBack(regions []uint64) {
+	for _, r := range regions {
+		d.merges[r] = struct{}{}
+	}
+}
+
+func (d *Disk) merging() bool {
+	d.commitMu.Lock()
+	defer d.commitMu.Unlock()
+	return len(d.merges) > 0
+}

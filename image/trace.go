@@ -1,0 +1,164 @@
+package image
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sealdisk/sealdisk/image/record"
+)
+
+// Bounds of the start-up list (docs/format.md §7, Dependency map).
+const (
+	traceTime   = 90 * time.Second       // after the first read
+	tracePause  = 500 * time.Millisecond // a longer one begins a new burst
+	traceGrain  = 64 << 10               // bytes; a range is noted once for each
+	traceRanges = 16384
+)
+
+// tracer records which ranges a guest needs first, in their order. It costs a reader
+// a short lock for each range that is new, and nothing after its time.
+type tracer struct {
+	disk *Disk
+	now  func() time.Time
+
+	mu     sync.Mutex // guards what follows
+	seen   map[int64]struct{}
+	list   []record.Range
+	start  time.Time
+	last   time.Time
+	burst  uint32
+	closed bool
+}
+
+// Record begins to record the start-up list, from the next read on. It ends by
+// itself and is kept in the dependency map when the disk is closed.
+func (d *Disk) Record() {
+	if d.readOnly {
+		return
+	}
+	d.trace.CompareAndSwap(nil, &tracer{disk: d, now: d.s.Now, seen: make(map[int64]struct{})})
+}
+
+// note notes a read.
+func (t *tracer) note(off int64, n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
+	first, last := off/traceGrain, (off+int64(n)-1)/traceGrain
+	fresh := false
+	for g := first; g <= last; g++ {
+		if _, ok := t.seen[g]; !ok {
+			t.seen[g] = struct{}{}
+			fresh = true
+		}
+	}
+	if !fresh {
+		return
+	}
+	now := t.now()
+	if t.start.IsZero() {
+		t.start, t.last = now, now
+	}
+	if now.Sub(t.start) > traceTime || len(t.list) == traceRanges {
+		t.closed, t.seen = true, nil
+		return
+	}
+	if now.Sub(t.last) > tracePause {
+		t.burst++
+	}
+	t.last = now
+	r := record.Range{Offset: off, Length: int64(n), Burst: t.burst, Ms: uint32(now.Sub(t.start).Milliseconds())}
+	if k := len(t.list); k > 0 && t.list[k-1].Burst == r.Burst && t.list[k-1].Offset+t.list[k-1].Length == off {
+		t.list[k-1].Length += int64(n)
+		return
+	}
+	t.list = append(t.list, r)
+}
+
+// traced gives the edit that keeps a recorded start-up list, nil if it says nothing
+// that the dependency map does not say already.
+func (d *Disk) traced(ctx context.Context) (*edit, error) {
+	t := d.trace.Load()
+	if t == nil {
+		return nil, nil
+	}
+	t.mu.Lock()
+	list := slices.Clone(t.list)
+	t.mu.Unlock()
+	if len(list) == 0 {
+		return nil, nil
+	}
+	h := d.state()
+	m, err := d.s.depmap(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	merged := refine(m.Startup, list)
+	if slices.Equal(merged, m.Startup) {
+		return nil, nil
+	}
+	return &edit{depmap: &record.DepMap{Startup: merged, Lineage: m.Lineage}}, nil
+}
+
+// refine adds to a start-up list the ranges that it does not cover, in a burst of their own at its end.
+func refine(old, list []record.Range) []record.Range {
+	if len(old) == 0 {
+		return list
+	}
+	covered := make(map[int64]struct{})
+	var burst uint32
+	for _, r := range old {
+		for g := r.Offset / traceGrain; g <= (r.Offset+r.Length-1)/traceGrain; g++ {
+			covered[g] = struct{}{}
+		}
+		burst = max(burst, r.Burst)
+	}
+	merged := slices.Clone(old)
+	for _, r := range list {
+		fresh := false
+		for g := r.Offset / traceGrain; g <= (r.Offset+r.Length-1)/traceGrain; g++ {
+			_, ok := covered[g]
+			fresh = fresh || !ok
+		}
+		if fresh && len(merged) < traceRanges {
+			r.Burst += burst + 1
+			merged = append(merged, r)
+		}
+	}
+	return merged
+}
+
+// depmap opens the dependency map of a head, an empty one if it has none.
+func (s *Shared) depmap(ctx context.Context, h *head) (*record.DepMap, error) {
+	if h.commit.DepMap == nil {
+		return &record.DepMap{}, nil
+	}
+	b, err := s.small(ctx, *h.commit.DepMap)
+	if err != nil {
+		return nil, err
+	}
+	return record.OpenDepMap(h.keys, b)
+}
+
+// startup is the start-up list of a head; a clone goes without if it cannot be read.
+func (d *Disk) startup(ctx context.Context, h *head) []record.Range {
+	m, err := d.s.depmap(ctx, h)
+	if err != nil {
+		d.s.Log.Warn("dependency map", "image", d.id, "error", err)
+		return nil
+	}
+	return m.Startup
+}
+
+// Startup gives the recorded start-up list: what a guest needs first, in order.
+func (d *Disk) Startup(ctx context.Context) ([]record.Range, error) {
+	m, err := d.s.depmap(ctx, d.state())
+	if err != nil {
+		return nil, err
+	}
+	return m.Startup, nil
+}
