@@ -132,6 +132,16 @@ func checkOps(ops []Op, data int) error {
 	return nil
 }
 
+func appendOps(dst []byte, ops []Op) []byte {
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(ops)))
+	for _, o := range ops {
+		dst = append(dst, byte(o.Kind))
+		dst = binary.BigEndian.AppendUint64(dst, o.A)
+		dst = binary.BigEndian.AppendUint64(dst, o.B)
+	}
+	return dst
+}
+
 // parseBody reads the plaintext of a record. Data aliases body; ops are appended.
 func parseBody(ops []Op, body []byte) ([]Op, []byte, error) {
 	const what = "journal record"
@@ -200,12 +210,7 @@ func (w *JournalSealer) Record(dst []byte, ops []Op, data [][]byte, durable uint
 	dst = append(dst, w.tag[:]...)
 	dst = append(dst, make([]byte, 24)...)
 	header := dst[start:]
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(ops)))
-	for _, o := range ops {
-		dst = append(dst, byte(o.Kind))
-		dst = binary.BigEndian.AppendUint64(dst, o.A)
-		dst = binary.BigEndian.AppendUint64(dst, o.B)
-	}
+	dst = appendOps(dst, ops)
 	for _, d := range data {
 		dst = append(dst, d...)
 	}
