@@ -253,21 +253,19 @@ func (b *batch) sealRegions(ctx context.Context, put *putter, base tree.Tree, me
 	regions := append(b.frozen.Regions(), merges...)
 	slices.Sort(regions)
 	regions = slices.Compact(regions)
-	g, ctx := errgroup.WithContext(ctx)
+	g, group := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
+	slices.Sort(merges)
 	for _, r := range regions {
-		if ctx.Err() != nil {
-			break
-		}
 		g.Go(func() error {
+			if err := group.Err(); err != nil {
+				return err
+			}
 			_, merge := slices.BinarySearch(merges, r)
-			return b.sealRegion(ctx, put, base, r, merge)
+			return b.sealRegion(group, put, base, r, merge)
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return ctx.Err()
+	return g.Wait()
 }
 
 // install makes a durable commit the state that readers see, and clears up behind it.
