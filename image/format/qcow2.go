@@ -127,7 +127,7 @@ func (h *qcow2Header) parseBacking(b []byte, headerLen uint32) error {
 	if at == 0 {
 		return nil
 	}
-	if n == 0 || n > qcow2MaxNameSize || at > uint64(len(b)) || uint64(n) > uint64(len(b))-at {
+	if n == 0 || n > qcow2MaxNameSize || at < uint64(headerLen) || at > uint64(len(b)) || uint64(n) > uint64(len(b))-at {
 		return fmt.Errorf("qcow2 backing file name of %d bytes at %d: %w", n, at, ErrCorrupt)
 	}
 	h.backing = string(b[at : at+uint64(n)])
