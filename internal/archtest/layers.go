@@ -19,6 +19,7 @@ var layer = map[string]int{
 	"image/record":       1,
 	"image/tree":         2,
 	"image":              3,
+	"image/convert":      4,
 	"internal/imagetest": 4,
 	"fs":                 5,
 	"transfer":           5,
