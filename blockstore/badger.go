@@ -17,6 +17,8 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/badger/v4/table"
+	"github.com/dgraph-io/ristretto/v2/z"
 )
 
 const (
@@ -52,21 +54,11 @@ func (s *Store) openBadger() (db *badger.DB, err error) {
 		}
 	}()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	db, err = badger.Open(badger.DefaultOptions(dir).
-		WithValueThreshold(valueThreshold).
-		WithValueLogFileSize(vlogFileSize).
-		WithMemTableSize(memTableSize).
-		WithNumLevelZeroTables(1).
-		WithNumCompactors(2).
-		WithSyncWrites(true).
-		WithDetectConflicts(false).
-		WithCompression(options.None).
-		WithBlockCacheSize(0). // blocks are mapped and not compressed
-		WithIndexCacheSize(0). // a few bytes for each 4 KiB of keys
-		WithChecksumVerificationMode(options.OnTableAndBlockRead).
-		WithMetricsEnabled(false).
-		WithBypassLockGuard(true). // STORE/lock is ours, and says more
-		WithLogger(&badgerLog{s: s, log: s.opt.Logger}))
+	opt := s.badgerOptions(dir)
+	if err := checkTables(dir, opt); err != nil {
+		return nil, err
+	}
+	db, err = badger.Open(opt)
 	if err != nil {
 		return nil, &CorruptError{What: "store", Cause: fmt.Errorf("badger: %w", err)}
 	}
@@ -75,6 +67,68 @@ func (s *Store) openBadger() (db *badger.DB, err error) {
 		return nil, &CorruptError{What: "store", Cause: *e}
 	}
 	return db, nil
+}
+
+func (s *Store) badgerOptions(dir string) badger.Options {
+	return badger.DefaultOptions(dir).
+		WithValueThreshold(valueThreshold).
+		WithValueLogFileSize(vlogFileSize).
+		WithMemTableSize(memTableSize).
+		WithNumLevelZeroTables(1).
+		WithNumCompactors(2).
+		WithSyncWrites(true).
+		WithDetectConflicts(false).
+		WithCompression(options.None).
+		WithBlockCacheSize(0).                             // blocks are mapped and not compressed
+		WithIndexCacheSize(0).                             // a few bytes for each 4 KiB of keys
+		WithChecksumVerificationMode(options.OnBlockRead). // and all of them in checkTables
+		WithMetricsEnabled(false).
+		WithBypassLockGuard(true). // STORE/lock is ours, and says more
+		WithLogger(&badgerLog{s: s, log: s.opt.Logger})
+}
+
+// checkTables reads every table that the manifest names, whole: in one that is damaged
+// Badger would panic where nobody can recover. Tables hold keys and small values only.
+func checkTables(dir string, opt badger.Options) error {
+	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // a new store
+	}
+	if err != nil {
+		return fmt.Errorf("blockstore: open: %w", err)
+	}
+	defer f.Close()
+	manifest, _, err := badger.ReplayManifestFile(f, opt.ExternalMagicVersion, opt)
+	if err != nil {
+		return &CorruptError{What: "store", Key: badger.ManifestFilename, Cause: err}
+	}
+	for id := range manifest.Tables {
+		if err := checkTable(table.NewFilename(id, dir), opt); err != nil {
+			return &CorruptError{What: "store", Key: filepath.Base(table.NewFilename(id, dir)), Cause: err}
+		}
+	}
+	return nil
+}
+
+func checkTable(path string, opt badger.Options) (err error) {
+	m, err := z.OpenMmapFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer m.Close(-1)
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%v", r)
+		}
+	}()
+	if len(m.Data) < 16 {
+		return fmt.Errorf("%d bytes", len(m.Data))
+	}
+	t, err := table.OpenTable(m, table.Options{ReadOnly: true, BlockSize: opt.BlockSize, ChkMode: options.NoVerification})
+	if err != nil {
+		return err
+	}
+	return t.VerifyChecksum()
 }
 
 // checkDiscard removes Badger's file of discard statistics if it is not whole: Badger
