@@ -1,0 +1,4 @@
+package fs
+
+// jobs are what the tests' child processes do on a mount.
+var jobs = map[string]func(args []string) error{}
