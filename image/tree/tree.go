@@ -2,6 +2,7 @@ package tree
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/maypok86/otter/v2"
@@ -62,8 +63,8 @@ func LevelOf(size int64) uint8 {
 	return level
 }
 
-// span is the number of regions below a node of a level.
-func span(level uint8) uint64 { return 1 << (8 * level) }
+// Span is the number of regions that a node of a level covers.
+func Span(level uint8) uint64 { return 1 << (8 * level) }
 
 // load gives a node of the tree, from memory or from the store.
 func (t Tree) load(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (node, error) {
@@ -128,7 +129,7 @@ func misplaced(id blockstore.ObjectID, level uint8, index uint64) error {
 
 // Leaf gives the leaf of a region, nil if the region has no data. The leaf is shared: do not change it.
 func (t Tree) Leaf(ctx context.Context, region uint64) (*record.Leaf, error) {
-	if t.Root == nil || region >= span(t.Root.Level) {
+	if t.Root == nil || region >= Span(t.Root.Level) {
 		return nil, nil
 	}
 	id := t.Root.ID
@@ -155,8 +156,8 @@ func (t Tree) Next(ctx context.Context, region uint64) (uint64, bool, error) {
 }
 
 func (t Tree) next(ctx context.Context, id blockstore.ObjectID, level uint8, index, region uint64) (uint64, bool, error) {
-	first := index * span(level)
-	if region >= first+span(level) {
+	first := index * Span(level)
+	if region >= first+Span(level) {
 		return 0, false, nil
 	}
 	if level == 0 {
@@ -208,6 +209,9 @@ func mapped(l *record.Leaf) uint64 {
 	return n
 }
 
+// ErrSkip tells a walk to leave out what is below a node.
+var ErrSkip = errors.New("tree: skip")
+
 // Visitor is called for each node of a walk; a node that could not be loaded has
 // err set and both nodes nil, and the walk goes on beside it. Returning an error ends the walk.
 type Visitor func(level uint8, index uint64, ref blockstore.Ref, leaf *record.Leaf, inner *record.Inner, err error) error
@@ -228,7 +232,11 @@ func (t Tree) walk(ctx context.Context, ref blockstore.Ref, level uint8, index u
 	n, err := t.fetch(ctx, ref.ID, level, index)
 	leaf, _ := n.(*record.Leaf)
 	in, _ := n.(*record.Inner)
-	if err := visit(level, index, ref, leaf, in, err); err != nil || in == nil {
+	err = visit(level, index, ref, leaf, in, err)
+	if errors.Is(err, ErrSkip) {
+		return nil
+	}
+	if err != nil || in == nil {
 		return err
 	}
 	for _, c := range in.Children {

@@ -87,7 +87,7 @@ func (u *updater) node(level uint8, index uint64, old *record.Child, changes []C
 		return nil, err
 	}
 	var list []record.Child
-	below := span(level - 1)
+	below := Span(level - 1)
 	for slot := range uint64(record.Fanout) {
 		first := (index*record.Fanout + slot) * below
 		n, _ := slices.BinarySearchFunc(changes, first+below, func(c Change, r uint64) int {
