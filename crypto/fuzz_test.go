@@ -40,7 +40,8 @@ func vectorIdentities(f *testing.F) (ids []age.Identity, image [32]byte, boxes [
 }
 
 // FuzzOpenKeyring: what parses re-encodes to the same bytes, and what opens seals
-// to the same again.
+// to the same again. Fuzz it with -fuzzminimizetime 1x: sealing is random, so
+// coverage is, and minimizing never ends.
 func FuzzOpenKeyring(f *testing.F) {
 	ids, image, boxes := vectorIdentities(f)
 	for _, b := range boxes {
