@@ -42,9 +42,7 @@ func analyse(s *source) ([]Analyser, error) {
 	if a := newPartitioned(parts, size); len(a.cuts) > 0 {
 		found = append(found, a)
 	}
-	in := newBoundaries(size)
-	// An honest file system has each boundary in one file at most.
-	out := &spanner{in: in, left: 2*in.count() + 1024}
+	out := newSpanner(size)
 	volumes := append([]Extent{{0, size}}, parts...)
 	slices.SortStableFunc(volumes, func(a, b Extent) int { return cmp.Compare(a.Off, b.Off) })
 	volumes = slices.CompactFunc(volumes, func(a, b Extent) bool { return a.Off == b.Off })
@@ -57,8 +55,8 @@ func analyse(s *source) ([]Analyser, error) {
 			return nil, fmt.Errorf("plan: reading the file system at byte %d: %w", v.Off, err)
 		}
 	}
-	if len(in.pages) > 0 {
-		found = append(found, spanned{"ext4", in})
+	if len(out.in.pages) > 0 {
+		found = append(found, spanned{"ext4", out.in})
 	}
 	return found, nil
 }

@@ -57,16 +57,16 @@ func (s spanned) Depends(next, _ int64) Verdict {
 // its blocks: then the verdict is always Independent. Memory is bounded by
 // one bit per 64 KiB of the image.
 func Allocation(size int64, extents iter.Seq[Extent]) Analyser {
-	in := newBoundaries(size)
-	run := spanner{in: in, left: in.count()}
+	run := newSpanner(size)
 	for e := range extents {
-		run.add(e)
+		if !run.add(e) {
+			break // they overlap
+		}
 	}
-	if run.at.Off == 0 && run.at.Len >= size {
-		return spanned{"allocation", newBoundaries(size)}
+	if run.at.Off > 0 || run.at.Len < size { // not fixed
+		run.flush()
 	}
-	run.flush()
-	return spanned{"allocation", in}
+	return spanned{"allocation", run.in}
 }
 
 // Range is a range of bytes that was read in a burst of a recorded start-up.

@@ -40,6 +40,7 @@ func TestAllocation(t *testing.T) {
 		{"end", []Extent{{14 * k, 2 * k}}, []int64{15}},
 		{"all but the first byte", []Extent{{1, size - 1}}, []int64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}},
 		{"beyond", []Extent{{size, k}, {15 * k, 1 << 62}, {1 << 62, 1 << 62}}, nil},
+		{"overlapping", []Extent{{0, 14 * k}, {0, 4 * k}, {14 * k, 2 * k}}, []int64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}},
 		{"not extents", []Extent{{-k, 2 * k}, {k, 0}, {k, -k}, {1 << 62, 3 << 61}}, nil},
 	} {
 		a := Allocation(size, slices.Values(tt.extents))
@@ -66,7 +67,7 @@ func TestBoundariesModel(t *testing.T) {
 		size := rapid.Int64Range(0, 3*page).Draw(t, "size")
 		want := make(map[int64]bool)
 		in := newBoundaries(size)
-		s := spanner{in: in, left: 1 << 40}
+		s := &spanner{in: in, left: 1 << 40}
 		for range rapid.IntRange(0, 6).Draw(t, "extents") {
 			off := rapid.OneOf(rapid.Int64Range(0, 1<<20), rapid.Int64Range(page-1<<20, page+1<<20)).Draw(t, "off")
 			length := rapid.OneOf(rapid.Int64Range(1, 1<<20), rapid.Int64Range(60<<16, 70<<16)).Draw(t, "len")
@@ -90,23 +91,28 @@ func TestBoundariesModel(t *testing.T) {
 }
 
 func TestSpannerLimit(t *testing.T) {
-	in := newBoundaries(1 << 30)
-	s := spanner{in: in, left: 3}
+	const k = 64 << 10
+	s := newSpanner(8 * k)
 	for i, tt := range []struct {
 		e    Extent
 		want bool
 	}{
-		{Extent{0, 3 << 16}, true},        // two boundaries
-		{Extent{10 << 16, 2 << 16}, true}, // one
-		{Extent{20 << 16, 2 << 16}, true}, // one too many, noticed when it is added
-		{Extent{30 << 16, 1}, false},
+		{Extent{0, 3 * k}, true},
+		{Extent{6 * k, 9 * k}, true}, // cut to two
+		{Extent{8 * k, k}, true},     // outside
+		{Extent{3 * k, 3 * k}, true},
+		{Extent{4 * k, 1}, false}, // all bytes were there
+		{Extent{5 * k, 3 * k}, false},
+		{Extent{8 * k, 1}, true},
 	} {
 		if got := s.add(tt.e); got != tt.want {
 			t.Errorf("add %d = %v, want %v", i, got, tt.want)
 		}
 	}
-	if in.has(21<<16) || !in.has(11<<16) {
-		t.Error("the limit was not kept")
+	s.flush()
+	want := []int64{1, 2, 4, 5, 7}
+	if got := verdicts(spanned{"", s.in}, 8*k, k, Depends); !slices.Equal(got, want) {
+		t.Errorf("joined at %d, want %d", got, want)
 	}
 }
 

@@ -22,9 +22,6 @@ func newBoundaries(size int64) *boundaries {
 	return &boundaries{size: size, pages: make(map[int64]*[pageBits / 64]uint64)}
 }
 
-// count is how many boundaries the image has.
-func (b *boundaries) count() int64 { return b.size >> minBlockShift }
-
 func (b *boundaries) has(at int64) bool {
 	k := at >> minBlockShift
 	page := b.pages[k/pageBits]
@@ -56,44 +53,42 @@ func (b *boundaries) set(first, last int64) {
 }
 
 // spanner joins extents that touch, in the order in which they come, and adds
-// the boundaries inside each. left bounds its work: it is how many boundaries
-// may still be added, counting those that are in the set already.
+// the boundaries inside each. It bounds its own work and its caller's: extents
+// that do not overlap cannot have more bytes than the image.
 type spanner struct {
 	in   *boundaries
 	at   Extent // not added yet
-	left int64
+	left int64  // bytes that may still come
 }
 
-// add takes the next extent, cut to the image. After the bound is reached it
-// returns false and does nothing.
+func newSpanner(size int64) *spanner {
+	return &spanner{in: newBoundaries(size), left: size}
+}
+
+// add takes the next extent, cut to the image. It returns false and ignores
+// the extent if there have been more bytes than may be.
 func (s *spanner) add(e Extent) bool {
 	end, ok := e.end()
 	if end = min(end, s.in.size); !ok || end <= e.Off {
-		return s.left >= 0
+		return true
 	}
+	if end-e.Off > s.left {
+		return false
+	}
+	s.left -= end - e.Off
 	if s.at.Len > 0 && s.at.Off+s.at.Len == e.Off {
 		s.at.Len = end - s.at.Off
 		return true
 	}
-	ok = s.flush()
+	s.flush()
 	s.at = Extent{e.Off, end - e.Off}
-	return ok
+	return true
 }
 
 // flush adds what is joined so far; the next extent begins a new run.
-func (s *spanner) flush() bool {
-	at := s.at
+func (s *spanner) flush() {
+	if s.at.Len > 0 {
+		s.in.set(inside(s.at))
+	}
 	s.at = Extent{}
-	if at.Len == 0 || s.left < 0 {
-		return s.left >= 0
-	}
-	first, last := inside(at)
-	if first > last {
-		return true
-	}
-	if s.left -= last - first + 1; s.left < 0 {
-		return false
-	}
-	s.in.set(first, last)
-	return true
 }
