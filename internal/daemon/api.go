@@ -1,0 +1,259 @@
+package daemon
+
+import "time"
+
+// The operations of the API. Each is POST /v1/NAME: one line of JSON, the
+// request, then for "import" possibly the image itself. The answer is lines of
+// JSON, each an [Event]; the last has the result or the error.
+const (
+	OpStatus     = "status"
+	OpImport     = "import"
+	OpExport     = "export"
+	OpList       = "ls"
+	OpNames      = "names"
+	OpInfo       = "info"
+	OpRemove     = "rm"
+	OpRename     = "rename"
+	OpResize     = "resize"
+	OpMount      = "mount"
+	OpUnmount    = "umount"
+	OpWait       = "wait" // for the end of a mount
+	OpSnapshot   = "snapshot"
+	OpClone      = "clone"
+	OpRecipients = "recipients"
+	OpVerify     = "verify"
+	OpCollect    = "gc"
+	OpStats      = "stats"
+)
+
+// Event is one line of an answer. Exactly one of its fields is set.
+type Event struct {
+	Progress *ProgressEvent `json:"progress,omitempty"`
+	Note     string         `json:"note,omitempty"`
+	Fault    *FaultEvent    `json:"fault,omitempty"`
+	Result   any            `json:"result,omitempty"`
+	Error    *Error         `json:"error,omitempty"`
+}
+
+// ProgressEvent counts bytes, or objects; Total is 0 if unknown.
+type ProgressEvent struct {
+	Done  int64 `json:"done"`
+	Total int64 `json:"total"`
+}
+
+// FaultEvent is one thing that is wrong in a store.
+type FaultEvent struct {
+	Image    string `json:"image"` // name, or id if it has none
+	Snapshot string `json:"snapshot,omitempty"`
+	Offset   int64  `json:"offset"`
+	Length   int64  `json:"length"` // of the bytes of the disk; 0: no place
+	Object   string `json:"object,omitempty"`
+	Cause    string `json:"cause"`
+}
+
+// Nothing is the request or the result of an operation that needs none.
+type Nothing struct{}
+
+// Status describes a daemon.
+type Status struct {
+	PID        int      `json:"pid"`
+	Command    string   `json:"command"`
+	Persistent bool     `json:"persistent"`
+	Mounts     []string `json:"mounts"`
+}
+
+// ImportRequest: without Path the image follows the request.
+type ImportRequest struct {
+	Path         string   `json:"path,omitempty"` // absolute
+	Name         string   `json:"name"`
+	Recipients   []string `json:"recipients,omitempty"` // beside this host's own
+	AllowClassic bool     `json:"allow_classic,omitempty"`
+	Link         string   `json:"link,omitempty"`
+	BlockSize    int64    `json:"block_size,omitempty"`
+	Compress     string   `json:"compress,omitempty"`
+	Format       string   `json:"format,omitempty"`
+	Base         string   `json:"base,omitempty"` // NAME or NAME@SNAP
+	Update       bool     `json:"update,omitempty"`
+}
+
+// Segments is the paper's segmentation table.
+type Segments struct {
+	Planned          int64   `json:"planned"`
+	Merged           int64   `json:"merged"`
+	Count            int64   `json:"count"`
+	ReductionPercent float64 `json:"reduction_percent"`
+}
+
+// Imported is what an import made.
+type Imported struct {
+	Name     string    `json:"name"`
+	ID       string    `json:"id"`
+	Size     int64     `json:"size"`
+	Read     int64     `json:"read"`               // bytes read from the source
+	Changed  int64     `json:"changed,omitempty"`  // bytes of sectors that differed from the base or the image before
+	Segments *Segments `json:"segments,omitempty"` // of a whole image
+	Bases    []string  `json:"bases,omitempty"`    // images made of the backing chain
+}
+
+// ExportRequest writes an image to a file or a device.
+type ExportRequest struct {
+	Name   string `json:"name"` // NAME or NAME@SNAP
+	Path   string `json:"path"` // absolute
+	Format string `json:"format,omitempty"`
+	Force  bool   `json:"force,omitempty"`
+}
+
+// Exported is what an export wrote.
+type Exported struct {
+	Path string `json:"path"`
+	Size int64  `json:"size"`
+	Data int64  `json:"data"` // bytes that are no hole
+}
+
+// Listed is one image of a store.
+type Listed struct {
+	Name      string    `json:"name"`
+	ID        string    `json:"id"`
+	Size      int64     `json:"size"`
+	Allocated int64     `json:"allocated"`
+	Time      time.Time `json:"time"`
+	Snapshots []string  `json:"snapshots"`
+	InUse     bool      `json:"in_use"`
+	Error     string    `json:"error,omitempty"` // why the rest is not known
+}
+
+// NameRequest names an image, or a snapshot where that makes sense.
+type NameRequest struct {
+	Name  string `json:"name"`
+	Force bool   `json:"force,omitempty"`
+}
+
+// NewNameRequest names an image and what is to be made of it.
+type NewNameRequest struct {
+	Name string `json:"name"`
+	New  string `json:"new"`
+}
+
+// ResizeRequest grows a disk.
+type ResizeRequest struct {
+	Name string `json:"name"`
+	Size int64  `json:"size"` // bytes
+}
+
+// Info describes an image or a snapshot.
+type Info struct {
+	Name        string         `json:"name"`
+	ID          string         `json:"id"`
+	Size        int64          `json:"size"`
+	BlockSize   int64          `json:"block_size"`
+	Allocated   int64          `json:"allocated"` // bytes of sectors that hold data
+	Stored      int64          `json:"stored"`    // sealed bytes
+	Uncommitted int64          `json:"uncommitted"`
+	Objects     int64          `json:"objects"`
+	Compression string         `json:"compression"`
+	Segments    Segments       `json:"segments"`
+	Commit      CommitInfo     `json:"commit"`
+	Epochs      int            `json:"epochs"`
+	Recipients  []string       `json:"recipients"`
+	Weakest     string         `json:"weakest_recipient"`
+	Snapshots   []SnapshotInfo `json:"snapshots"`
+	Parent      *ParentInfo    `json:"parent"`
+	Kind        string         `json:"kind,omitempty"`
+	InUse       bool           `json:"in_use"`
+}
+
+// CommitInfo places a commit in its image's history.
+type CommitInfo struct {
+	ID   string    `json:"id"`
+	Era  uint64    `json:"era"`
+	Term uint64    `json:"term"`
+	Seq  uint64    `json:"seq"`
+	Time time.Time `json:"time"`
+}
+
+// SnapshotInfo is one snapshot.
+type SnapshotInfo struct {
+	Name   string    `json:"name"`
+	Time   time.Time `json:"time"`
+	Commit string    `json:"commit"`
+}
+
+// ParentInfo says what a clone or a dependent image was made from.
+type ParentInfo struct {
+	ID     string `json:"id"`
+	Name   string `json:"name,omitempty"` // if the store still has it
+	Commit string `json:"commit"`
+}
+
+// MountRequest shows images in a folder.
+type MountRequest struct {
+	Dir        string   `json:"dir"` // absolute
+	Names      []string `json:"names,omitempty"`
+	ReadOnly   bool     `json:"read_only,omitempty"`
+	AllowOther bool     `json:"allow_other,omitempty"`
+	UID        int      `json:"uid"` // −1: whoever mounts
+	GID        int      `json:"gid"`
+}
+
+// UnmountRequest ends a mount; Force also while files of it are open.
+type UnmountRequest struct {
+	Dir   string `json:"dir"`
+	Force bool   `json:"force,omitempty"`
+}
+
+// RecipientsRequest changes who can open an image. Without Add and Remove it
+// only tells.
+type RecipientsRequest struct {
+	Name         string   `json:"name"`
+	Add          []string `json:"add,omitempty"`
+	Remove       []string `json:"remove,omitempty"` // recipients or their fingerprints
+	AllowClassic bool     `json:"allow_classic,omitempty"`
+}
+
+// Recipient is one who can open an image.
+type Recipient struct {
+	Recipient   string `json:"recipient"`
+	Fingerprint string `json:"fingerprint"`
+	Class       string `json:"class"`
+	ThisHost    bool   `json:"this_host"`
+}
+
+// VerifyRequest checks one image, or all.
+type VerifyRequest struct {
+	Name   string `json:"name,omitempty"`
+	NoKeys bool   `json:"no_keys,omitempty"`
+}
+
+// Verified says how a verification went.
+type Verified struct {
+	Images []string `json:"images"`
+	Faults int64    `json:"faults"`
+}
+
+// Collected is what a collection freed.
+type Collected struct {
+	Objects  int64 `json:"objects"`  // swept
+	Bytes    int64 `json:"bytes"`    // of the objects swept
+	Orphans  int64 `json:"orphans"`  // unfinished images that were dropped
+	Freed    int64 `json:"freed"`    // bytes given back to the file system
+	FileSize int64 `json:"files"`    // bytes of the store's files now
+	Live     int64 `json:"live"`     // bytes of them that are in use
+	Commits  int64 `json:"commits"`  // commits removed
+	Absent   int64 `json:"absent"`   // objects of incomplete images that are elsewhere
+	Duration int64 `json:"duration"` // nanoseconds
+}
+
+// Stats describes a store.
+type Stats struct {
+	Store     string   `json:"store"`
+	ID        string   `json:"id"`
+	Images    int      `json:"images"`
+	Objects   int64    `json:"objects"`
+	Live      int64    `json:"live"`
+	Dead      int64    `json:"dead"` // bytes of removed objects that are still in the files
+	Files     int64    `json:"files"`
+	Available int64    `json:"available"` // bytes that may still be stored
+	Total     int64    `json:"total"`     // bytes of the file system
+	Mounts    []string `json:"mounts"`
+	PID       int      `json:"pid"`
+}

@@ -1,0 +1,195 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"filippo.io/age"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image"
+)
+
+// Options say which store a daemon owns and how.
+type Options struct {
+	Store string // directory
+	Home  string // host directory
+	// Prompt is asked for the passphrase of the identity, when it is needed.
+	Prompt crypto.Prompt
+	Log    *slog.Logger
+	// Persistent: it lives until its mounts are gone, so it may have mounts.
+	Persistent bool
+	// Command is what it was started for; others who find the store busy are told.
+	Command                string
+	CacheBytes, DirtyBytes int64 // 0: image's defaults
+}
+
+// Daemon owns one store.
+type Daemon struct {
+	opts   Options
+	log    *slog.Logger
+	store  *blockstore.Store
+	host   *Host
+	shared *image.Shared
+	names  *catalogue
+	disks  *disks
+	looks  looks
+	mounts *mounts
+	// locked is why there are no keys: host, shared, names and disks are nil.
+	locked error
+	// growing is taken once by what stores objects that nothing refers to yet,
+	// and as a whole by the collector.
+	growing *semaphore.Weighted
+}
+
+const allGrowing = 1 << 30
+
+// openDaemon opens the store. Without a usable host directory or catalogue it
+// opens it still: verifying without keys needs neither.
+func openDaemon(ctx context.Context, o Options) (*Daemon, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if _, err := os.Stat(filepath.Join(o.Store, "badger")); errors.Is(err, fs.ErrNotExist) {
+		return nil, fail(CodeNotFound, "sealdisk init makes one; --store names another", "no store at %s", o.Store)
+	}
+	st, err := blockstore.Open(ctx, o.Store, blockstore.Options{Logger: o.Log})
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{opts: o, log: o.Log, store: st, growing: semaphore.NewWeighted(allGrowing)}
+	d.mounts = newMounts(d)
+	if err := d.unlock(ctx); err != nil {
+		d.locked = err
+		d.log.Debug("the store is open without keys", "err", err)
+	}
+	return d, nil
+}
+
+// unlock opens what needs the host's keys.
+func (d *Daemon) unlock(ctx context.Context) error {
+	h, err := OpenHost(d.opts.Home, d.opts.Prompt)
+	if err != nil {
+		return err
+	}
+	anchor, err := image.OpenAnchor(h.Dir, d.store.ID())
+	if err != nil {
+		return err
+	}
+	names, err := openCatalogue(ctx, d.store, anchor, h.Key)
+	if err != nil {
+		return err
+	}
+	shared, err := newShared(d.store, h, anchor, d.opts)
+	if err != nil {
+		return err
+	}
+	d.host, d.names, d.shared = h, names, shared
+	d.disks = newDisks(shared, d.log)
+	return nil
+}
+
+func newShared(st *blockstore.Store, h *Host, a *image.Anchor, o Options) (*image.Shared, error) {
+	s, err := image.NewShared(image.Host{
+		Store: st, Key: h.Key, Identities: []age.Identity{h.identities}, Anchor: a,
+		Log: o.Log, Now: time.Now, CacheBytes: o.CacheBytes, DirtyBytes: o.DirtyBytes,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
+	}
+	return s, nil
+}
+
+// Close closes the store. All operations and mounts must have ended.
+func (d *Daemon) Close() error {
+	if err := d.store.Close(); err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	return nil
+}
+
+// InitOptions say what Init makes.
+type InitOptions struct {
+	Options
+	Host    HostOptions
+	Recover bool // make the catalogue of an existing store anew
+}
+
+// Initialised is what Init made or found.
+type Initialised struct {
+	Store           string   `json:"store"`
+	Home            string   `json:"home"`
+	Recipients      []string `json:"recipients"`
+	Fingerprint     string   `json:"fingerprint"`
+	IdentityCreated bool     `json:"identity_created"`
+	AdminElsewhere  bool     `json:"admin_elsewhere"` // somebody else holds image keys too
+	SharedDisk      bool     `json:"shared_disk"`     // the store lies on the root file system
+	Recovered       []string `json:"recovered,omitempty"`
+	Lost            []string `json:"lost,omitempty"` // ids of images that could not be opened
+}
+
+// Init makes a store and, if there is none yet, the host directory.
+func Init(ctx context.Context, o InitOptions) (Initialised, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	o.Host.Prompt = o.Prompt
+	exists := true
+	if _, err := os.Stat(filepath.Join(o.Store, "badger")); errors.Is(err, fs.ErrNotExist) {
+		exists = false
+	}
+	switch {
+	case exists && !o.Recover:
+		return Initialised{}, fail(CodeExists, "", "there is a store at %s already", o.Store)
+	case !exists && o.Recover:
+		return Initialised{}, fail(CodeNotFound, "", "no store at %s", o.Store)
+	}
+	h, created, err := InitHost(o.Home, o.Host)
+	if err != nil {
+		return Initialised{}, err
+	}
+	if !exists {
+		if err := blockstore.Create(o.Store, blockstore.Options{Logger: o.Log}); err != nil {
+			return Initialised{}, err
+		}
+	}
+	res := Initialised{
+		Store: o.Store, Home: o.Home, Recipients: h.Recipients, Fingerprint: h.Fingerprint(), IdentityCreated: created,
+		AdminElsewhere: len(h.Admins) > len(h.Recipients), SharedDisk: sameFileSystem(o.Store, "/"),
+	}
+	return res, fillCatalogue(ctx, o, h, &res)
+}
+
+func sameFileSystem(a, b string) bool {
+	var sa, sb unix.Stat_t
+	return unix.Stat(a, &sa) == nil && unix.Stat(b, &sb) == nil && sa.Dev == sb.Dev
+}
+
+// fillCatalogue gives a store its first catalogue, or its next one from the
+// names that the images' own commits hold.
+func fillCatalogue(ctx context.Context, o InitOptions, h *Host, res *Initialised) (err error) {
+	st, err := blockstore.Open(ctx, o.Store, blockstore.Options{Logger: o.Log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	anchor, err := image.OpenAnchor(h.Dir, st.ID())
+	if err != nil {
+		return err
+	}
+	shared, err := newShared(st, h, anchor, o.Options)
+	if err != nil {
+		return err
+	}
+	names := newCatalogue(st, anchor, h.Key)
+	return names.recover(ctx, shared, res)
+}

@@ -1,0 +1,178 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/image"
+)
+
+// diskKey names an image, or one of its snapshots.
+type diskKey struct {
+	id       blockstore.ImageID
+	snapshot string
+}
+
+// use says how long a disk is wanted.
+type use int
+
+const (
+	glance use = iota // a look at it: who wants the image alone waits
+	holds             // a handle or an operation: who wants the image alone is refused
+)
+
+// disks keeps one Disk for each image and snapshot in use and shares it among
+// all who want it. A disk whose last user has gone is closed, which commits it.
+type disks struct {
+	shared *image.Shared
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	quiet   *sync.Cond // refs of some disk fell to 0
+	open    map[diskKey]*sharedDisk
+	claimed map[blockstore.ImageID]bool // somebody has the image alone
+}
+
+// sharedDisk is locked before disks.mu.
+type sharedDisk struct {
+	mu   sync.Mutex // held while the disk is opened or closed
+	disk *image.Disk
+
+	refs, holders int // guarded by disks.mu
+}
+
+func newDisks(s *image.Shared, log *slog.Logger) *disks {
+	d := &disks{shared: s, log: log, open: map[diskKey]*sharedDisk{}, claimed: map[blockstore.ImageID]bool{}}
+	d.quiet = sync.NewCond(&d.mu)
+	return d
+}
+
+// acquire opens a disk or shares the open one. The release that it returns must
+// be called once.
+func (d *disks) acquire(ctx context.Context, key diskKey, u use) (*image.Disk, func(context.Context) error, error) {
+	d.mu.Lock()
+	if d.claimed[key.id] {
+		d.mu.Unlock()
+		return nil, nil, fail(CodeInUse, "try again when the operation on it is done", "the image is in use by an operation that needs it alone")
+	}
+	e := d.open[key]
+	if e == nil {
+		e = &sharedDisk{}
+		d.open[key] = e
+	}
+	e.refs++
+	if u == holds {
+		e.holders++
+	}
+	d.mu.Unlock()
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.disk == nil {
+		disk, err := d.openDisk(ctx, key)
+		if err != nil {
+			d.leave(key, e, u)
+			return nil, nil, err
+		}
+		e.disk = disk
+	}
+	return e.disk, func(ctx context.Context) error { return d.release(ctx, key, e, u) }, nil
+}
+
+// openDisk opens an image for writing; one whose lease is elsewhere read-only.
+func (d *disks) openDisk(ctx context.Context, key diskKey) (*image.Disk, error) {
+	disk, err := d.shared.Open(ctx, key.id, image.OpenOptions{Snapshot: key.snapshot, ReadOnly: key.snapshot != ""})
+	if errors.Is(err, image.ErrNotHolder) {
+		disk, err = d.shared.Open(ctx, key.id, image.OpenOptions{ReadOnly: true})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("daemon: open: %w", err)
+	}
+	return disk, nil
+}
+
+func (d *disks) release(ctx context.Context, key diskKey, e *sharedDisk, u use) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d.mu.Lock()
+	last := e.refs == 1
+	d.mu.Unlock()
+	var err error
+	if last {
+		// Whoever comes now waits for e.mu and opens it again.
+		err = e.disk.Close(context.WithoutCancel(ctx))
+		e.disk = nil
+	}
+	d.leave(key, e, u)
+	if err != nil {
+		d.log.Error("closing an image failed", "image", key.id, "err", err)
+		return fmt.Errorf("daemon: close: %w", err)
+	}
+	return nil
+}
+
+// leave gives one reference back; e.mu is held.
+func (d *disks) leave(key diskKey, e *sharedDisk, u use) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e.refs--
+	if u == holds {
+		e.holders--
+	}
+	if e.refs == 0 {
+		delete(d.open, key)
+		d.quiet.Broadcast()
+	}
+}
+
+// claim takes an image for the caller alone. It fails with image.ErrInUse if a
+// handle or an operation has it or one of its snapshots.
+func (d *disks) claim(id blockstore.ImageID) (release func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.claimed[id] || d.heldLocked(id) {
+		return nil, fmt.Errorf("daemon: %w", image.ErrInUse)
+	}
+	d.claimed[id] = true
+	for d.openLocked(id) {
+		d.quiet.Wait()
+	}
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.claimed, id)
+	}, nil
+}
+
+func (d *disks) heldLocked(id blockstore.ImageID) bool {
+	for key, e := range d.open {
+		if key.id == id && e.holders > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *disks) openLocked(id blockstore.ImageID) bool {
+	for key := range d.open {
+		if key.id == id {
+			return true
+		}
+	}
+	return false
+}
+
+// held says whether a handle or an operation uses the image, or the snapshot.
+func (d *disks) held(key diskKey) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if key.snapshot == "" {
+		return d.heldLocked(key.id)
+	}
+	e := d.open[key]
+	return e != nil && e.holders > 0
+}

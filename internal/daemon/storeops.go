@@ -1,0 +1,167 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/image"
+)
+
+func (d *Daemon) mount(ctx context.Context, _ *call, r MountRequest) (any, error) {
+	if !filepath.IsAbs(r.Dir) {
+		return nil, fail(CodeUsage, "", "path %q is not absolute", r.Dir)
+	}
+	return Nothing{}, d.mounts.mount(ctx, r)
+}
+
+// waitMount returns when nothing is mounted at a folder.
+func (d *Daemon) waitMount(ctx context.Context, _ *call, r UnmountRequest) (any, error) {
+	return Nothing{}, d.mounts.waitFor(ctx, r.Dir)
+}
+
+func (d *Daemon) unmount(ctx context.Context, _ *call, r UnmountRequest) (any, error) {
+	return Nothing{}, d.mounts.unmount(ctx, r.Dir, r.Force)
+}
+
+// verify checks images and reports each fault as an event.
+func (d *Daemon) verify(ctx context.Context, c *call, r VerifyRequest) (any, error) {
+	if !r.NoKeys && d.locked != nil {
+		return nil, d.locked
+	}
+	ids, err := d.toVerify(r.Name)
+	if err != nil {
+		return nil, err
+	}
+	out := Verified{Images: []string{}}
+	var faults atomic.Int64
+	for _, id := range ids {
+		name := d.nameOf(id)
+		out.Images = append(out.Images, name)
+		report := func(f image.Fault) {
+			faults.Add(1)
+			c.emit(Event{Fault: &FaultEvent{
+				Image: name, Snapshot: f.Snapshot, Offset: f.Offset, Length: f.Length, Object: f.Object, Cause: f.Cause.Error(),
+			}})
+		}
+		if r.NoKeys {
+			err = image.VerifyPublic(ctx, d.store, id, report, c.progress)
+		} else {
+			err = d.shared.Verify(ctx, id, report, c.progress)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	out.Faults = faults.Load()
+	return out, nil
+}
+
+// toVerify lists one image, by name or id, or all that the store holds.
+func (d *Daemon) toVerify(name string) ([]blockstore.ImageID, error) {
+	if name == "" {
+		ids, err := d.store.Images()
+		if err != nil {
+			return nil, fmt.Errorf("daemon: %w", err)
+		}
+		return ids, nil
+	}
+	if d.locked == nil {
+		e, err := d.names.find(name)
+		return []blockstore.ImageID{e.Image}, err
+	}
+	id, err := blockstore.ParseImageID(name)
+	if err != nil {
+		return nil, fail(CodeNoKey, "give the image's id instead; verify --no-keys without a name shows ids", "names cannot be read: %w", d.locked)
+	}
+	if _, _, err := d.store.Head(id); err != nil {
+		return nil, fail(CodeNotFound, "", "no image %s: %w", name, err)
+	}
+	return []blockstore.ImageID{id}, nil
+}
+
+func (d *Daemon) nameOf(id blockstore.ImageID) string {
+	if d.locked == nil {
+		if e, err := d.names.find(id.String()); err == nil {
+			return e.Name
+		}
+	}
+	return id.String()
+}
+
+// collect drops what nothing refers to and gives the space back. It waits for
+// what is being made: its objects have no name yet.
+func (d *Daemon) collect(ctx context.Context, c *call, _ Nothing) (any, error) {
+	if !d.growing.TryAcquire(allGrowing) {
+		c.note("waiting for imports to end")
+		if err := d.growing.Acquire(ctx, allGrowing); err != nil {
+			return nil, err
+		}
+	}
+	defer d.growing.Release(allGrowing)
+	began := time.Now()
+	orphans, err := d.dropOrphans(ctx)
+	if err != nil {
+		return nil, err
+	}
+	got, err := d.store.Collect(ctx, blockstore.CollectOptions{
+		Progress: func(s blockstore.CollectStats) { c.progress(s.Marked+s.Swept, 0) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("daemon: collect: %w", err)
+	}
+	freed, err := d.store.Reclaim(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("daemon: reclaim: %w", err)
+	}
+	now, err := d.store.Stats()
+	if err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
+	}
+	return Collected{
+		Objects: got.Swept, Bytes: got.SweptBytes, Orphans: orphans, Freed: freed, FileSize: now.FileBytes, Live: now.LiveBytes,
+		Commits: got.Commits, Absent: got.Absent, Duration: int64(time.Since(began)),
+	}, nil
+}
+
+// dropOrphans removes images without a name: those whose making, or whose
+// removal, was cut short. The catalogue is whole, or the store would be locked.
+func (d *Daemon) dropOrphans(ctx context.Context) (n int64, err error) {
+	ids, err := d.store.Images()
+	if err != nil {
+		return 0, fmt.Errorf("daemon: %w", err)
+	}
+	for _, id := range ids {
+		if _, err := d.names.find(id.String()); err == nil {
+			continue
+		}
+		if err := d.drop(ctx, id); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+func (d *Daemon) stats(_ context.Context, _ *call, _ Nothing) (any, error) {
+	s, err := d.store.Stats()
+	if err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
+	}
+	available, total, err := d.store.Free()
+	if err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
+	}
+	images, err := d.store.Images()
+	if err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
+	}
+	return Stats{
+		Store: d.opts.Store, ID: d.store.ID().String(), Images: len(images), Objects: s.Objects, Live: s.LiveBytes, Dead: s.DeadBytes,
+		Files: s.FileBytes, Available: available, Total: total, Mounts: d.mounts.dirs(), PID: os.Getpid(),
+	}, nil
+}
