@@ -197,7 +197,7 @@ func TestExt4AgainstDebugfs(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := blank(t, 64<<20)
-			args := append([]string{"-q", "-F", "-N", "512", "-d", dir}, tt.args...)
+			args := append([]string{"-q", "-F", "-N", "128", "-d", dir}, tt.args...)
 			if !slices.Contains(args, "-t") {
 				args = append(args, "-t", "ext4")
 			}

@@ -201,49 +201,60 @@ func checkSegment(d drawn, r int64, s Segment) error {
 	return nil
 }
 
+// checkRegion checks the plan of one region and counts its blocks with data.
+func checkRegion(d drawn, r int64, plan []Segment) (planned int64, err error) {
+	per := int(d.in.BlockSize / Sector)
+	var all []Run
+	for i, s := range plan {
+		if err := checkSegment(d, r, s); err != nil {
+			return 0, fmt.Errorf("segment %v: %w", s, err)
+		}
+		all = append(all, s...)
+		if i > 0 && fits(d, r, plan[i-1], s) {
+			return 0, fmt.Errorf("%v and the first block of %v could be one", plan[i-1], s)
+		}
+	}
+	sectors := sectorsOf(d.regions[r])
+	if !slices.Equal(sectorsOf(all), sectors) {
+		return 0, fmt.Errorf("segments %v do not hold the runs %v", plan, d.regions[r])
+	}
+	for i, sector := range sectors {
+		if i == 0 || sector/per != sectors[i-1]/per {
+			planned++
+		}
+	}
+	return planned, nil
+}
+
+// fits says whether a segment could have taken the next one's first block.
+func fits(d drawn, r int64, s, next Segment) bool {
+	per := int(d.in.BlockSize / Sector)
+	b := int(next[0].First) / per
+	if (s[len(s)-1].End()-1)/per != b-1 || d.verdict[r*Region+int64(b)*d.in.BlockSize] != Depends {
+		return false
+	}
+	n := s.Sectors()
+	for _, sector := range sectorsOf(next) {
+		if sector/per == b {
+			n++
+		}
+	}
+	return n <= MaxSegment/Sector
+}
+
 func TestPlanProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := draw(t)
 		p := New(d.in)
 		plans := make([][]Segment, len(d.regions))
 		var want Report
-		per := int(d.in.BlockSize / Sector)
 		for r, runs := range d.regions {
 			plans[r] = p.Region(int64(r), runs)
-			var all []Run
-			for i, s := range plans[r] {
-				if err := checkSegment(d, int64(r), s); err != nil {
-					t.Fatalf("region %d segment %v: %v", r, s, err)
-				}
-				all = append(all, s...)
-				// Greedy: what could have been merged was.
-				if i == 0 {
-					continue
-				}
-				b := int(s[0].First) / per
-				prev := plans[r][i-1]
-				if (prev[len(prev)-1].End()-1)/per != b-1 || d.verdict[int64(r)*Region+int64(b)*d.in.BlockSize] != Depends {
-					continue
-				}
-				n := 0
-				for _, sector := range sectorsOf(s) {
-					if sector/per == b {
-						n++
-					}
-				}
-				if prev.Sectors()+n <= MaxSegment/Sector {
-					t.Fatalf("region %d: %v and the first block of %v fit together", r, prev, s)
-				}
+			planned, err := checkRegion(d, int64(r), plans[r])
+			if err != nil {
+				t.Fatalf("region %d: %v", r, err)
 			}
-			sectors := sectorsOf(runs)
-			if !slices.Equal(sectorsOf(all), sectors) {
-				t.Fatalf("region %d: segments %v do not hold the runs %v", r, plans[r], runs)
-			}
-			for i, sector := range sectors {
-				if i == 0 || sector/per != sectors[i-1]/per {
-					want.Planned++
-				}
-			}
+			want.Planned += planned
 			want.Count += int64(len(plans[r]))
 		}
 		want.Merged = want.Planned - want.Count
