@@ -17,9 +17,10 @@ import (
 // to them, and rewrites only files it knows to be dead enough. So: push the deletions
 // out of the memtable, compact, then collect value logs.
 const (
-	reclaimLeast = 64 << 20
-	reclaimPart  = 4   // or a quarter of what lives
-	discardRatio = 0.3 // a value log is rewritten once so much of it is dead
+	reclaimLeast  = 64 << 20
+	reclaimPart   = 4 // or a quarter of what lives
+	almostAllDead = 0.9
+	discardRatio  = 0.3 // a value log is rewritten once so much of it is dead
 )
 
 func (s *Store) wakeReclaim() {
@@ -82,14 +83,28 @@ func (s *Store) reclaim(ctx context.Context) error {
 	if err := s.db.Flatten(1); err != nil { // a level that another compaction holds; the next pass has it
 		s.opt.Logger.Debug("flatten", "error", err)
 	}
+	// First what needs hardly any room: it may make the room for the rest.
+	for _, pass := range []struct {
+		ratio float64
+		room  int64
+	}{{almostAllDead, lastResort + vlogFileSize/10}, {discardRatio, headroom/2 + vlogFileSize*7/10}} {
+		if err := s.collectVlogs(ctx, pass.ratio, pass.room); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// collectVlogs rewrites value logs until none is dead enough; room is what one may take.
+func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) error {
 	for {
 		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
 			return err
 		}
-		if err := s.space.roomToRewrite(); err != nil {
+		if err := s.space.roomToRewrite(room); err != nil {
 			return err
 		}
-		err := s.db.RunValueLogGC(discardRatio)
+		err := s.db.RunValueLogGC(ratio)
 		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
 			return s.Err()
 		}
@@ -146,10 +161,10 @@ func (s *Store) awaitFlush(ctx context.Context) error {
 
 // roomToRewrite makes room for the live part of one value log, out of the reserve if
 // need be: that is one of the things it is for.
-func (p *space) roomToRewrite() error {
+func (p *space) roomToRewrite(need int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	const need = vlogFileSize + headroom
+	p.busy = time.Now()
 	avail, _, err := p.free()
 	if err != nil {
 		return err
@@ -165,7 +180,7 @@ func (p *space) roomToRewrite() error {
 	if avail < need {
 		return fmt.Errorf("blockstore: reclaim: %w", ErrNoSpace)
 	}
-	return p.allocateVlog(vlogFileSize, avail-headroom/2)
+	return p.allocateVlog(need/2, avail)
 }
 
 // vlogBytes is how much is written in all value logs.

@@ -19,7 +19,8 @@ import (
 // of Badger's goroutines, and the end of the process. Three things stand before that:
 // blocks of the value log are allocated before it is written; a write is refused while
 // less than headroom is free beside the reserve; and when somebody else fills the disk
-// the reserve is given up, piece by piece, to what Badger still has to write down.
+// the reserve is given up, piece by piece, to what Badger still has to write down. That
+// holds as long as Badger settles before the reserve is used up as well.
 const (
 	headroom     = 32 << 20 // free bytes for tables, memtables, a value log that was just begun
 	lastResort   = 4 << 20  // below it even deletions are refused
@@ -27,6 +28,8 @@ const (
 	vlogStep     = 8 << 20  // the value log is allocated in such steps
 	reserveStep  = 64 << 20
 	keeperPeriod = 200 * time.Millisecond
+	settled      = time.Second // after a write Badger has compacted by then
+	diskRate     = 8 << 30     // bytes in a second that somebody else can write at most
 )
 
 // space keeps the reserve and the blocks of the value log.
@@ -37,9 +40,11 @@ type space struct {
 	want    int64 // bytes the reserve should have
 	have    int64 // bytes it has
 
-	vlog      string // the value log that is written now
-	vlogEnd   int64  // written up to about here
-	vlogAhead int64  // allocated up to here
+	busy      time.Time // when something was last admitted
+	vlog      string    // the value log that is written now
+	vlogEnd   int64     // written up to about here
+	vlogAhead int64     // allocated up to here
+	memtable  string    // its log, which is allocated
 }
 
 func (p *space) open(dir string, want int64) error {
@@ -150,6 +155,7 @@ func writeError(what string, err error) error {
 func (p *space) admit(n int64, spend bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.busy = time.Now()
 	avail, err := p.relieve()
 	if err != nil {
 		return err
@@ -163,6 +169,9 @@ func (p *space) admit(n int64, spend bool) error {
 	if avail < headroom+p.want-p.have {
 		return fmt.Errorf("blockstore: %w", ErrNoSpace)
 	}
+	if err := p.allocateMemtable(); err != nil {
+		return err
+	}
 	return p.allocateVlog(n, avail-headroom-(p.want-p.have))
 }
 
@@ -173,16 +182,24 @@ func (p *space) relieve() (avail int64, err error) {
 		if avail, _, err = p.free(); err != nil || avail >= headroom/2 || p.have == 0 {
 			return avail, err
 		}
-		if err := p.resize(p.have - min(p.have, headroom)); err != nil {
+		if err := p.resize(p.have - min(p.have, headroom/2)); err != nil {
 			return 0, err
 		}
 	}
 }
 
+// roomToClose says whether Badger has room for what it writes when it opens or closes.
+func (p *space) roomToClose() (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	avail, err := p.relieve()
+	return avail >= lastResort, err
+}
+
 // allocateVlog backs the value log with blocks for n bytes beyond what is written, out
 // of budget free bytes.
 func (p *space) allocateVlog(n, budget int64) error {
-	path, err := newestVlog(filepath.Join(p.dir, "badger"))
+	path, err := newest(filepath.Join(p.dir, "badger", "*.vlog"))
 	if err != nil || path == "" {
 		return err
 	}
@@ -223,7 +240,7 @@ func allocateKeepingSize(f *os.File, off, n int64) error {
 	if err == nil || errors.Is(err, unix.EOPNOTSUPP) {
 		return nil
 	}
-	return writeError("value log", err)
+	return writeError("allocate", err)
 }
 
 // dropBeyondEnd frees blocks beyond the end of a value log that Badger finished and cut
@@ -242,8 +259,29 @@ func dropBeyondEnd(f *os.File, allocated int64) error {
 	return nil
 }
 
-func newestVlog(dir string) (string, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.vlog"))
+// allocateMemtable backs the log of the memtable that is written now.
+func (p *space) allocateMemtable() error {
+	path, err := newest(filepath.Join(p.dir, "badger", "*.mem"))
+	if err != nil || path == "" || path == p.memtable {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("blockstore: memtable: %w", err)
+	}
+	defer f.Close()
+	if err := allocateKeepingSize(f, 0, 2*memTableSize); err != nil {
+		return err
+	}
+	p.memtable = path
+	return nil
+}
+
+func newest(pattern string) (string, error) {
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
 		return "", err
 	}
@@ -252,28 +290,40 @@ func newestVlog(dir string) (string, error) {
 
 // keepSpace looks after the reserve until ctx ends.
 func (s *Store) keepSpace(ctx context.Context) {
-	tick := time.NewTicker(keeperPeriod)
-	defer tick.Stop()
+	next := time.NewTimer(0)
+	defer next.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-next.C:
 		}
-		if err := s.space.keep(); err != nil {
+		pause, err := s.space.keep()
+		if err != nil {
 			s.fail(err)
 			return
 		}
+		next.Reset(pause)
 	}
 }
 
-func (p *space) keep() error {
+// keep gives up or restores the reserve, and says when to look again: before anybody
+// could have written what is free now, as long as Badger may still be writing.
+func (p *space) keep() (pause time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, err := p.relieve(); err != nil {
-		return err
+	if time.Since(p.busy) > settled { // nothing needs the reserve now
+		return keeperPeriod, p.restore()
 	}
-	return p.restore()
+	avail, err := p.relieve()
+	if err != nil {
+		return 0, err
+	}
+	if err := p.restore(); err != nil {
+		return 0, err
+	}
+	soon := time.Duration(avail) * time.Second / diskRate
+	return min(max(soon, time.Millisecond), keeperPeriod), nil
 }
 
 // Free returns how many bytes new objects may take before [ErrNoSpace], and the size of

@@ -227,6 +227,11 @@ func (s *Store) openLocked() (err error) {
 	if s.space.have < s.space.want {
 		s.opt.Logger.Warn("the disk is too full for the whole reserve", "want", s.space.want, "have", s.space.have)
 	}
+	if room, err := s.space.roomToClose(); err != nil {
+		return err
+	} else if !room {
+		return fmt.Errorf("blockstore: open: not even the reserve is left: %w", ErrNoSpace)
+	}
 	s.dirSync.path = filepath.Join(s.dir, "badger")
 	if s.db, err = s.openBadger(); err != nil {
 		return err
@@ -280,7 +285,8 @@ func (s *Store) Close() error {
 	var err error
 	// A lock that a fault left held inside Badger would hang its Close for ever.
 	// What it would write then was durable before.
-	if !s.stranded.Load() {
+	// Nor may it write tables where there is no room for them.
+	if avail, ferr := s.space.roomToClose(); ferr == nil && avail && !s.stranded.Load() {
 		err = s.db.Close()
 	}
 	s.space.close()
