@@ -16,7 +16,7 @@ const (
 	MaxJournalData    = 4 << 20                      // bytes of data in a record
 	MaxJournalOps     = 1 << 16                      // operations in a record
 
-	journalHeader    = 176 // bytes of the header that are not padding
+	journalHeader    = 176 // bytes of the header that the key is bound to; the header's tag follows
 	journalRecord    = 64  // bytes before the sealed body
 	journalOp        = 17
 	maxJournalSealed = 4 + journalOp*MaxJournalOps + MaxJournalData + crypto.Overhead
@@ -36,9 +36,8 @@ type JournalHeader struct {
 	Base   blockstore.CommitID
 }
 
-// append appends the 4,096 bytes of the header.
+// append appends the bytes of the header that the key is bound to.
 func (h *JournalHeader) append(dst []byte) []byte {
-	start := len(dst)
 	dst = append(dst, "SDjn"...)
 	dst = append(dst, 1, byte(h.Suite), 0, 0)
 	dst = append(dst, h.Image[:]...)
@@ -48,13 +47,11 @@ func (h *JournalHeader) append(dst []byte) []byte {
 	dst = append(dst, h.Epoch[:]...)
 	dst = append(dst, h.Salt[:]...)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(h.Number))
-	dst = append(dst, h.Base[:]...)
-	return append(dst, make([]byte, start+JournalHeaderSize-len(dst))...)
+	return append(dst, h.Base[:]...)
 }
 
-// ParseJournalHeader reads the first 4,096 bytes of a journal. Nothing of it is
-// authentic before a record has opened: compare it with what the commit and the
-// lease say.
+// ParseJournalHeader reads the first 4,096 bytes of a journal and does not check its
+// tag, as [NewJournalScanner] does.
 func ParseJournalHeader(b []byte) (h JournalHeader, err error) {
 	const what = "journal header"
 	if len(b) != JournalHeaderSize {
@@ -78,7 +75,7 @@ func ParseJournalHeader(b []byte) (h JournalHeader, err error) {
 	copy(h.Salt[:], r.bytes(32))
 	h.Number = blockstore.JournalNumber(r.u64())
 	copy(h.Base[:], r.bytes(32))
-	if reserved != 0 || !allZero(b[journalHeader:]) {
+	if reserved != 0 || !allZero(b[journalHeader+crypto.Overhead:]) {
 		return JournalHeader{}, corrupt(what, "reserved bytes are not zero")
 	}
 	return h, nil
@@ -86,7 +83,19 @@ func ParseJournalHeader(b []byte) (h JournalHeader, err error) {
 
 // key derives the key of the journal from its header.
 func (h *JournalHeader) key(e *crypto.Epoch) crypto.Key {
-	return e.Key(crypto.PurposeJournal, crypto.NoRegion, h.Salt, h.append(nil)[:journalHeader])
+	return e.Key(crypto.PurposeJournal, crypto.NoRegion, h.Salt, h.append(nil))
+}
+
+// seal returns the 4,096 bytes of the header. The tag is that of an empty frame, 0
+// and last: no record is a last frame, so the nonce is not used again. Without it a
+// changed header would make all records foreign, and the journal look empty.
+func (h *JournalHeader) seal(key crypto.Key) ([]byte, error) {
+	s, err := crypto.NewSealer(h.Suite, key)
+	if err != nil {
+		return nil, err
+	}
+	b := s.Seal(h.append(make([]byte, 0, JournalHeaderSize)), nil, nil, true)
+	return b[:JournalHeaderSize], nil
 }
 
 // OpKind says what an operation does.
@@ -163,6 +172,7 @@ func parseBody(ops []Op, body []byte) ([]Op, []byte, error) {
 // goroutine at a time, and one file once: never the same file after it was re-opened.
 type JournalSealer struct {
 	header JournalHeader
+	front  []byte // the sealed header
 	sealer *crypto.Sealer
 	number uint64
 	tag    [crypto.Overhead]byte // of the previous record
@@ -173,15 +183,20 @@ type JournalSealer struct {
 // all else from h.
 func NewJournalSealer(seal Seal, h JournalHeader) (*JournalSealer, error) {
 	h.Suite, h.Epoch, h.Salt = seal.Suite, seal.Epoch.ID(), crypto.NewSalt()
-	sealer, err := crypto.NewSealer(h.Suite, h.key(seal.Epoch))
+	key := h.key(seal.Epoch)
+	front, err := h.seal(key)
 	if err != nil {
 		return nil, fmt.Errorf("record: seal journal: %w", err)
 	}
-	return &JournalSealer{header: h, sealer: sealer, size: JournalHeaderSize}, nil
+	sealer, err := crypto.NewSealer(h.Suite, key)
+	if err != nil {
+		return nil, fmt.Errorf("record: seal journal: %w", err)
+	}
+	return &JournalSealer{header: h, front: front, sealer: sealer, size: JournalHeaderSize}, nil
 }
 
 // Header returns the 4,096 bytes that the file begins with.
-func (w *JournalSealer) Header() []byte { return w.header.append(nil) }
+func (w *JournalSealer) Header() []byte { return slices.Clone(w.front) }
 
 // Record appends the next record to dst, zero padded to a multiple of 4,096 bytes.
 // It belongs in the file where the last one ended. Data is that of the writes, in

@@ -211,8 +211,7 @@ func TestJournalHeader(t *testing.T) {
 	for i := range 8 * JournalHeaderSize {
 		file := slices.Clone(j.bytes)
 		file[i/8] ^= 1 << (i % 8)
-		// A changed header that parses makes another key: no record opens.
-		if n, err := j.play(t, w, file); n != 0 || err == nil {
+		if n, err := j.play(t, w, file); n != 0 || !known(err) {
 			t.Errorf("header bit %d: %d records, %v", i, n, err)
 		}
 	}

@@ -29,8 +29,8 @@ type JournalScanner struct {
 	done   error // what Next says from now on
 }
 
-// NewJournalScanner reads the header of a journal of size bytes. An error of r
-// comes back as it is.
+// NewJournalScanner reads the header of a journal of size bytes and checks its tag.
+// An error of r is wrapped and is no blockstore.ErrCorrupt.
 func NewJournalScanner(k *crypto.Keyring, r io.ReaderAt, size int64) (*JournalScanner, error) {
 	if size < JournalHeaderSize {
 		return nil, corrupt("journal", "%d bytes", size)
@@ -51,10 +51,15 @@ func NewJournalScanner(k *crypto.Keyring, r io.ReaderAt, size int64) (*JournalSc
 	if err != nil {
 		return nil, fmt.Errorf("record: open journal: %w", err)
 	}
-	return &JournalScanner{r: r, size: size, header: h, opener: opener, off: JournalHeaderSize}, nil
+	s := &JournalScanner{r: r, size: size, header: h, opener: opener, off: JournalHeaderSize}
+	if _, err := opener.Open(nil, 0, true, b[journalHeader:journalHeader+crypto.Overhead], nil); err != nil {
+		return nil, s.corrupt("header: %w", err)
+	}
+	return s, nil
 }
 
-// Header returns the journal's header; see [ParseJournalHeader] for what it is worth.
+// Header returns the journal's header. It is authentic; whether the journal belongs
+// here is for the commit, the lease and the anchor to say.
 func (s *JournalScanner) Header() JournalHeader { return s.header }
 
 // Next returns the operations of the next record, the joined data of its writes,
