@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/anchor"
+	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/image/record"
 	"github.com/sealdisk/sealdisk/image/tree"
 )
@@ -32,7 +35,7 @@ type Builder struct {
 	options CreateOptions
 	seal    record.Seal
 	tree    tree.Tree
-	put     *putter
+	put     *blockstore.Batch
 
 	mu      sync.Mutex // guards what follows
 	changes []tree.Change
@@ -52,7 +55,7 @@ func (s *Shared) Build(_ context.Context, o CreateOptions) (*Builder, error) {
 		options: o,
 		seal:    record.Seal{Suite: s.suite, Epoch: epoch, Compression: o.Compression},
 		tree:    tree.Tree{Loader: s.loader, Keys: &crypto.Keyring{Epochs: []*crypto.Epoch{epoch}}},
-		put:     newPutter(s.Store),
+		put:     blockstore.NewBatch(s.Store),
 	}, nil
 }
 
@@ -66,7 +69,7 @@ func (b *Builder) AddRegion(ctx context.Context, region uint64, pieces []Piece) 
 			return err
 		}
 		m.set(entry, pieces[i].Runs)
-		if err := b.put.add(ctx, object); err != nil {
+		if err := b.put.Add(ctx, object); err != nil {
 			return err
 		}
 	}
@@ -81,7 +84,7 @@ func (b *Builder) AddRegion(ctx context.Context, region uint64, pieces []Piece) 
 	b.mu.Lock()
 	b.changes = append(b.changes, tree.Change{Region: region, Leaf: child})
 	b.mu.Unlock()
-	return b.put.add(ctx, object)
+	return b.put.Add(ctx, object)
 }
 
 // SetPlan records what the planner did. Not to be called while regions are added.
@@ -96,7 +99,7 @@ func (b *Builder) Finish(ctx context.Context) (blockstore.ImageID, error) {
 	if b.options.Size <= 0 {
 		return none, errors.New("image: a disk without a size")
 	}
-	slices.SortFunc(b.changes, func(x, y tree.Change) int { return compare(x.Region, y.Region) })
+	slices.SortFunc(b.changes, func(x, y tree.Change) int { return cmp.Compare(x.Region, y.Region) })
 	if n := len(b.changes); n > 0 && int64(b.changes[n-1].Region)*regionSize >= b.options.Size {
 		return none, fmt.Errorf("%w: region %d", ErrTooLarge, b.changes[n-1].Region)
 	}
@@ -104,10 +107,10 @@ func (b *Builder) Finish(ctx context.Context) (blockstore.ImageID, error) {
 	if err != nil {
 		return none, err
 	}
-	if err := b.put.add(ctx, up.Nodes...); err != nil {
+	if err := b.put.Add(ctx, up.Nodes...); err != nil {
 		return none, err
 	}
-	if err := b.put.flush(ctx); err != nil {
+	if err := b.put.Flush(ctx); err != nil {
 		return none, err
 	}
 	return b.s.create(ctx, creation{options: b.options, tree: up.Tree, seals: b.seal.Epoch})
@@ -137,20 +140,20 @@ func (s *Shared) create(ctx context.Context, n creation) (id blockstore.ImageID,
 			return id, err
 		}
 	}
-	put := newPutter(s.Store)
+	put := blockstore.NewBatch(s.Store)
 	seal := record.Seal{Suite: s.suite, Epoch: n.seals, Compression: n.options.Compression}
 	c, err := s.firstCommit(ctx, put, seal, n, key, keys)
 	if err != nil {
 		return id, err
 	}
-	lease, err := signLeaseRecord(&blockstore.Lease{Image: id, Era: c.Era, Term: c.Term, Holder: s.Key.Public()}, key.Sign)
+	chain, err := lease.Sign(&blockstore.Lease{Image: id, Era: c.Era, Term: c.Term, Holder: s.Key.Public()}, key.Sign)
 	if err != nil {
 		return id, err
 	}
-	if err := put.flush(ctx); err != nil {
+	if err := put.Flush(ctx); err != nil {
 		return id, err
 	}
-	if c.Lease, err = s.Store.PutLease(ctx, lease); err != nil {
+	if c.Lease, err = s.Store.PutLease(ctx, chain); err != nil {
 		return id, err
 	}
 	raw, err := seal.Commit(c, s.sign)
@@ -161,11 +164,11 @@ func (s *Shared) create(ctx context.Context, n creation) (id blockstore.ImageID,
 	if err != nil {
 		return id, err
 	}
-	return id, s.Anchor.Save(id, Mark{Era: c.Era, Term: c.Term, Sequence: c.Sequence, Commit: commit})
+	return id, s.Anchor.Save(id, anchor.Mark{Era: c.Era, Term: c.Term, Sequence: c.Sequence, Commit: commit})
 }
 
 // firstCommit fills in a first commit and puts the small objects that it names.
-func (s *Shared) firstCommit(ctx context.Context, put *putter, seal record.Seal, n creation, key *crypto.ImageKey, keys *crypto.Keyring) (*record.Commit, error) {
+func (s *Shared) firstCommit(ctx context.Context, put *blockstore.Batch, seal record.Seal, n creation, key *crypto.ImageKey, keys *crypto.Keyring) (*record.Commit, error) {
 	c := new(record.Commit)
 	c.Image, c.Epochs, c.Root = keys.Image, masters(keys), n.tree.Root
 	p := firstPosition
@@ -180,13 +183,13 @@ func (s *Shared) firstCommit(ctx context.Context, put *putter, seal record.Seal,
 	if err != nil {
 		return nil, err
 	}
-	if c.Keyring, err = put.small(ctx, raw); err != nil {
+	if c.Keyring, err = put.AddSmall(ctx, raw); err != nil {
 		return nil, err
 	}
 	if raw, err = key.SealImageKey(o.Admins); err != nil {
 		return nil, err
 	}
-	if c.ImageKey, err = put.small(ctx, raw); err != nil {
+	if c.ImageKey, err = put.AddSmall(ctx, raw); err != nil {
 		return nil, err
 	}
 	if n.depmap == nil {
@@ -195,13 +198,13 @@ func (s *Shared) firstCommit(ctx context.Context, put *putter, seal record.Seal,
 	if raw, err = seal.DepMap(n.depmap); err != nil {
 		return nil, err
 	}
-	ref, err := put.small(ctx, raw)
+	ref, err := put.AddSmall(ctx, raw)
 	c.DepMap = &ref
 	return c, err
 }
 
 // sign signs a commit as the holder of its lease.
 func (s *Shared) sign(b []byte) []byte {
-	sig := s.Key.Sign(signCommit, b)
+	sig := s.Key.Sign(crypto.SignCommit, b)
 	return sig[:]
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/dirty"
 	"github.com/sealdisk/sealdisk/image/record"
 	"github.com/sealdisk/sealdisk/image/tree"
@@ -139,7 +141,7 @@ type batch struct {
 // store seals and stores all that the commit consists of and last the commit itself.
 func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalNumber, merges []uint64) (*head, *outcome, error) {
 	d := b.d
-	put := newPutter(d.s.Store)
+	put := blockstore.NewBatch(d.s.Store)
 	base := d.current.tree
 	if err := b.sealRegions(ctx, put, base, merges); err != nil {
 		return nil, nil, err
@@ -148,12 +150,12 @@ func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalN
 	if n := b.frozen.Size(); n != 0 {
 		size = n
 	}
-	slices.SortFunc(b.changes, func(x, y tree.Change) int { return compare(x.Region, y.Region) })
+	slices.SortFunc(b.changes, func(x, y tree.Change) int { return cmp.Compare(x.Region, y.Region) })
 	up, err := base.Update(ctx, b.seal, b.position, tree.LevelOf(size), b.changes)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := put.add(ctx, up.Nodes...); err != nil {
+	if err := put.Add(ctx, up.Nodes...); err != nil {
 		return nil, nil, err
 	}
 	next, err := b.next(ctx, put, e)
@@ -162,7 +164,7 @@ func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalN
 	}
 	c := next.commit
 	c.Root, c.Size, c.Absorbed = up.Tree.Root, size, absorbed
-	if err := put.flush(ctx); err != nil {
+	if err := put.Flush(ctx); err != nil {
 		return nil, nil, err
 	}
 	raw, err := b.seal.Commit(c, d.s.sign)
@@ -187,7 +189,7 @@ type outcome struct {
 }
 
 // next prepares the head to come, with the small objects that an edit changes.
-func (b *batch) next(ctx context.Context, put *putter, e *edit) (*head, error) {
+func (b *batch) next(ctx context.Context, put *blockstore.Batch, e *edit) (*head, error) {
 	old := b.d.head
 	next := *old
 	c := *old.commit
@@ -208,7 +210,7 @@ func (b *batch) next(ctx context.Context, put *putter, e *edit) (*head, error) {
 		if err != nil {
 			return nil, err
 		}
-		if c.Keyring, err = put.small(ctx, raw); err != nil {
+		if c.Keyring, err = put.AddSmall(ctx, raw); err != nil {
 			return nil, err
 		}
 		c.Epochs = masters(e.keys)
@@ -225,7 +227,7 @@ func (b *batch) next(ctx context.Context, put *putter, e *edit) (*head, error) {
 		if err != nil {
 			return nil, err
 		}
-		ref, err := put.small(ctx, raw)
+		ref, err := put.AddSmall(ctx, raw)
 		if err != nil {
 			return nil, err
 		}
@@ -234,7 +236,7 @@ func (b *batch) next(ctx context.Context, put *putter, e *edit) (*head, error) {
 	return &next, nil
 }
 
-func (b *batch) snapshotTable(ctx context.Context, put *putter, next *head) error {
+func (b *batch) snapshotTable(ctx context.Context, put *blockstore.Batch, next *head) error {
 	if len(next.snapshots) == 0 {
 		next.commit.Snapshots = nil
 		return nil
@@ -243,13 +245,13 @@ func (b *batch) snapshotTable(ctx context.Context, put *putter, next *head) erro
 	if err != nil {
 		return err
 	}
-	ref, err := put.small(ctx, raw)
+	ref, err := put.AddSmall(ctx, raw)
 	next.commit.Snapshots = &ref
 	return err
 }
 
 // sealRegions seals what is frozen, region by region, in parallel.
-func (b *batch) sealRegions(ctx context.Context, put *putter, base tree.Tree, merges []uint64) error {
+func (b *batch) sealRegions(ctx context.Context, put *blockstore.Batch, base tree.Tree, merges []uint64) error {
 	regions := append(b.frozen.Regions(), merges...)
 	slices.Sort(regions)
 	regions = slices.Compact(regions)
@@ -313,7 +315,7 @@ func (d *Disk) anchorHead(h *head, absorbed blockstore.JournalNumber) error {
 	d.flushMu.Lock()
 	defer d.flushMu.Unlock()
 	p := h.commit.Position()
-	mark := Mark{Era: p.Era, Term: p.Term, Sequence: p.Sequence, Commit: h.id, Journal: d.mark.Journal}
+	mark := anchor.Mark{Era: p.Era, Term: p.Term, Sequence: p.Sequence, Commit: h.id, Journal: d.mark.Journal}
 	if mark.Journal <= absorbed {
 		mark.Journal = 0
 	}
@@ -379,4 +381,13 @@ func (d *Disk) sweep(ctx context.Context) error {
 		return nil
 	}
 	return d.s.Store.DeleteObjects(ctx, ids)
+}
+
+// masters lists the epochs of a keyring as a commit does.
+func masters(k *crypto.Keyring) []blockstore.EpochMaster {
+	list := make([]blockstore.EpochMaster, len(k.Epochs))
+	for i, e := range k.Epochs {
+		list[i] = blockstore.EpochMaster{ID: e.ID(), Master: e.Master()}
+	}
+	return list
 }

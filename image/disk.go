@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/dirty"
 	"github.com/sealdisk/sealdisk/image/record"
 	"github.com/sealdisk/sealdisk/image/tree"
@@ -43,7 +45,7 @@ type Disk struct {
 	journal    *journal   // nil until the first flush after a commit
 	nextNumber blockstore.JournalNumber
 	journals   []blockstore.JournalNumber // ours that are still there
-	mark       Mark                       // what the anchor holds
+	mark       anchor.Mark                // what the anchor holds
 	spilled    int                        // flushes that the journal had no room for: only a commit makes them durable
 	settled    int                        // those of them that one has
 	waiting    flushGroup
@@ -260,4 +262,65 @@ func (d *Disk) finish(ctx context.Context) error {
 		d.s.Log.Warn("start-up list not kept", "image", d.id, "error", err)
 	}
 	return d.commit(ctx, e)
+}
+
+// Info describes the committed state of a disk.
+type Info struct {
+	ID              blockstore.ImageID
+	Size, BlockSize int64 // bytes
+	Allocated       int64 // bytes of sectors that hold data
+	Stored          int64 // sealed bytes that the map reaches
+	Compression     record.Compression
+	Plan            record.PlanStats
+	Commit          blockstore.CommitID
+	Position        blockstore.Position
+	Time            time.Time
+	Epochs          int
+	Recipients      []string
+	Labels          map[string]string
+	Snapshots       []record.Snapshot
+	Parent          *record.Lineage
+	Holder          [32]byte // public host key of who may write
+	Dirty           int64    // bytes not committed yet
+}
+
+// Info describes the disk; it opens the root of the map alone.
+func (d *Disk) Info(ctx context.Context) (Info, error) {
+	d.mu.RLock()
+	h, t := d.head, d.current.tree
+	d.mu.RUnlock()
+	c := h.commit
+	sectors, err := t.Sectors(ctx)
+	if err != nil {
+		return Info{}, err
+	}
+	m, err := d.s.depmap(ctx, h)
+	if err != nil {
+		return Info{}, err
+	}
+	info := Info{
+		ID: d.id, Size: c.Size, BlockSize: c.BlockSize, Allocated: int64(sectors) * sectorSize,
+		Compression: c.Compression, Plan: c.Plan, Commit: h.id, Position: c.Position(), Time: c.Time,
+		Epochs: len(h.keys.Epochs), Recipients: slices.Clone(h.keys.Recipients), Labels: c.Labels,
+		Snapshots: slices.Clone(h.snapshots), Parent: m.Lineage, Holder: h.lease.Holder, Dirty: d.dirtyBytes(),
+	}
+	if c.Root != nil {
+		info.Stored = int64(c.Root.Subtree)
+	}
+	return info, nil
+}
+
+// Objects counts the objects that the map reaches; it opens every leaf.
+func (d *Disk) Objects(ctx context.Context) (int64, error) {
+	w := d.view()
+	defer w.leave()
+	var n int64
+	err := w.v.tree.Walk(ctx, func(_ uint8, _ uint64, _ blockstore.Ref, leaf *record.Leaf, _ *record.Inner, err error) error {
+		n++
+		if leaf != nil {
+			n += int64(len(leaf.Objects))
+		}
+		return err
+	})
+	return n, err
 }

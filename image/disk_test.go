@@ -14,6 +14,7 @@ import (
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/record"
 )
 
@@ -61,7 +62,7 @@ func (r *rig) start() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	anchor, err := OpenAnchor(filepath.Join(r.dir, "home"), st.ID())
+	anchor, err := anchor.Open(filepath.Join(r.dir, "home"), st.ID())
 	if err != nil {
 		r.t.Fatal(err)
 	}

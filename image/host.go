@@ -11,6 +11,7 @@ import (
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/tree"
 )
 
@@ -26,7 +27,7 @@ type Host struct {
 	Store      *blockstore.Store
 	Key        crypto.HostKey
 	Identities []age.Identity
-	Anchor     *Anchor
+	Anchor     *anchor.Anchor
 	Log        *slog.Logger
 	Now        func() time.Time
 	CacheBytes int64 // opened frames kept; 0 = DefaultCacheBytes

@@ -9,7 +9,9 @@ import (
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/dirty"
+	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/image/record"
 	"github.com/sealdisk/sealdisk/image/tree"
 )
@@ -93,8 +95,10 @@ func (d *Disk) start(ctx context.Context, h *head) error {
 }
 
 // load reads the head of an image and checks it against everything that vouches for it.
-func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, Mark, error) {
-	fail := func(err error) (*head, Mark, error) { return nil, Mark{}, fmt.Errorf("image %v: %w", id, err) }
+func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, anchor.Mark, error) {
+	fail := func(err error) (*head, anchor.Mark, error) {
+		return nil, anchor.Mark{}, fmt.Errorf("image %v: %w", id, err)
+	}
 	headID, raw, err := s.Store.Head(id)
 	if err != nil {
 		return fail(err)
@@ -103,15 +107,15 @@ func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, Mark, 
 	if err != nil {
 		return fail(err)
 	}
-	chain, err := loadChain(s.Store, id)
+	chain, err := lease.Load(s.Store, id)
 	if err != nil {
 		return fail(err)
 	}
-	public, lease, err := chain.check(id, headID, raw)
+	public, term, err := chain.Check(id, headID, raw)
 	if err != nil {
 		return fail(err)
 	}
-	if lease.id != chain[len(chain)-1].id {
+	if term.ID != chain[len(chain)-1].ID {
 		s.Log.Warn("the head is of an earlier term than the newest lease", "image", id)
 	}
 	if seen {

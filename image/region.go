@@ -169,7 +169,7 @@ func (c *cutter) cut() []Piece {
 // sealRegion makes the next leaf of a region: what the guest wrote goes into segments
 // of its own, without reading what was there. A region to be merged is read whole and
 // planned again.
-func (b *batch) sealRegion(ctx context.Context, put *putter, base tree.Tree, region uint64, merge bool) error {
+func (b *batch) sealRegion(ctx context.Context, put *blockstore.Batch, base tree.Tree, region uint64, merge bool) error {
 	old, err := base.Leaf(ctx, region)
 	if err != nil {
 		return err
@@ -195,7 +195,7 @@ func (b *batch) sealRegion(ctx context.Context, put *putter, base tree.Tree, reg
 			return err
 		}
 		m.set(entry, p.Runs)
-		if err := put.add(ctx, object); err != nil {
+		if err := put.Add(ctx, object); err != nil {
 			return err
 		}
 	}
@@ -203,7 +203,7 @@ func (b *batch) sealRegion(ctx context.Context, put *putter, base tree.Tree, reg
 }
 
 // finish seals the leaf of a region and notes it for the map.
-func (b *batch) finish(ctx context.Context, put *putter, base tree.Tree, region uint64, m *regionMap) error {
+func (b *batch) finish(ctx context.Context, put *blockstore.Batch, base tree.Tree, region uint64, m *regionMap) error {
 	leaf, dead := m.leaf(region)
 	change := tree.Change{Region: region}
 	if leaf != nil {
@@ -211,7 +211,7 @@ func (b *batch) finish(ctx context.Context, put *putter, base tree.Tree, region 
 		if err != nil {
 			return err
 		}
-		if err := put.add(ctx, object); err != nil {
+		if err := put.Add(ctx, object); err != nil {
 			return err
 		}
 		change.Leaf = child

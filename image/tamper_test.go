@@ -12,6 +12,7 @@ import (
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/blockstore/storetest"
+	"github.com/sealdisk/sealdisk/image/audit"
 )
 
 // victim is a store with an image whose every kind of record stands in at least two
@@ -105,7 +106,7 @@ func (v *victim) outcome(why string) error {
 // faults counts what verify finds.
 func (v *victim) faults() (n int) {
 	v.t.Helper()
-	err := v.s.Verify(context.Background(), v.id, func(Fault) { n++ }, nil)
+	err := v.s.Verify(context.Background(), v.id, func(audit.Fault) { n++ }, nil)
 	if err != nil {
 		v.t.Fatal(err)
 	}

@@ -147,7 +147,7 @@ func TestCutOff(t *testing.T) {
 func TestRefused(t *testing.T) {
 	dir := t.TempDir()
 	path := func(n string) string { return filepath.Join(dir, n) }
-	qemuImg(t, "create", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path("luks"), "1M")
+	qemuImg(t, "create", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s", path("secret"), "1M")
 	qemuImg(t, "create", "-f", "qcow2", "-o", "data_file="+path("data"), path("external"), "1M")
 	if err := os.WriteFile(path("bad.vmdk"), []byte("KDMV and no more"), 0o600); err != nil {
 		t.Fatal(err)
@@ -155,7 +155,7 @@ func TestRefused(t *testing.T) {
 	if err := unix.Mkfifo(path("fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]error{"luks": ErrEncrypted, "external": ErrUnsupported, "gone": fs.ErrNotExist, "fifo": ErrUnsupported, ".": unix.EISDIR} {
+	for name, want := range map[string]error{"secret": ErrEncrypted, "external": ErrUnsupported, "gone": fs.ErrNotExist, "fifo": ErrUnsupported, ".": unix.EISDIR} {
 		if _, err := Open(t.Context(), path(name), Options{}); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", name, err, want)
 		}
@@ -163,11 +163,11 @@ func TestRefused(t *testing.T) {
 	if _, err := Open(t.Context(), path("bad.vmdk"), Options{}); err == nil {
 		t.Error("bad vmdk: no error")
 	}
-	if _, err := Open(t.Context(), path("luks"), Options{Format: "qed"}); !errors.Is(err, ErrUnsupported) {
+	if _, err := Open(t.Context(), path("secret"), Options{Format: "qed"}); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("unknown format: got %v, want ErrUnsupported", err)
 	}
-	src := open(t, path("luks"), Options{Format: Raw})
-	if fi, err := os.Stat(path("luks")); err != nil || src.Size() != fi.Size() {
+	src := open(t, path("secret"), Options{Format: Raw})
+	if fi, err := os.Stat(path("secret")); err != nil || src.Size() != fi.Size() {
 		t.Errorf("as raw: %d bytes, %v", src.Size(), err)
 	}
 }

@@ -85,6 +85,11 @@ func launch(ctx context.Context, bin string, node map[string]any, mnt string) (*
 	d.cmd = exec.Command(bin, "--blockdev", string(blockdev), "--export", string(export),
 		"--chardev", "stdio,id=monitor", "--monitor", "chardev=monitor")
 	d.cmd.Stderr = &d.stderr
+	// It takes a buffer from malloc for each request. Left alone, glibc maps
+	// and unmaps buffers of this size each time, and the page faults of that
+	// are four fifths of all its CPU time.
+	d.cmd.Env = append(os.Environ(), "MALLOC_MMAP_MAX_=0", "MALLOC_ARENA_MAX=1",
+		"MALLOC_TRIM_THRESHOLD_=134217728", "MALLOC_TOP_PAD_=16777216")
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig: syscall.SIGTERM, // on SIGKILL it would not unmount
 		Setpgid:   true,            // an interrupt from the terminal is for us to handle
@@ -153,7 +158,10 @@ func (d *storageDaemon) ended() error {
 
 // openDetached opens the file mounted at mnt and detaches the mount.
 func openDetached(mnt string) (*os.File, error) {
-	f, err := os.Open(mnt)
+	// Without the page cache a read is one request, instead of one for each
+	// 128 KiB of read-ahead, and nothing is cached that QEMU would not say
+	// again. FUSE wants no alignment for it.
+	f, err := os.OpenFile(mnt, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return nil, err
 	}

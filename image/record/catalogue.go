@@ -82,7 +82,7 @@ func OpenCatalogue(store blockstore.StoreID, key CatalogueKey, b []byte) (*Catal
 	if h.Kind != blockstore.KindCatalogue || h.Epoch != store || len(h.Public) != 0 {
 		return nil, corrupt(what, "it is a %v of store %x with %d public bytes", h.Kind, h.Epoch, len(h.Public))
 	}
-	body, err := openFrame(crypto.Suite(h.Suite), key(store, h.Salt, ad[:boundHeader]), what, ad, sealed)
+	body, err := openFrame(nil, crypto.Suite(h.Suite), key(store, h.Salt, ad[:boundHeader]), what, ad, sealed)
 	if err != nil {
 		return nil, err
 	}

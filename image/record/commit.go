@@ -188,7 +188,7 @@ func OpenCommit(k *crypto.Keyring, raw []byte) (*Commit, error) {
 	if !listed(&p.CommitPublic, p.Header.Epoch) {
 		return nil, corrupt("commit", "sealed with epoch %x, which it does not list", p.Header.Epoch)
 	}
-	b, err := openBody(k, p.Header, p.AD, p.Sealed, blockstore.KindCommit, crypto.NoRegion)
+	b, err := openBody(nil, k, p.Header, p.AD, p.Sealed, blockstore.KindCommit, crypto.NoRegion)
 	if err != nil {
 		return nil, err
 	}

@@ -62,17 +62,18 @@ func maxRecord(k blockstore.Kind) int {
 	return blockstore.MaxTable
 }
 
-// open parses and opens a record that is not a commit. The body is a fresh slice.
-func open(k *crypto.Keyring, b []byte, kind blockstore.Kind, r crypto.Region) (h blockstore.Header, body []byte, err error) {
+// open parses and opens a record that is not a commit. The body is appended to dst,
+// which is empty and may be nil.
+func open(dst []byte, k *crypto.Keyring, b []byte, kind blockstore.Kind, r crypto.Region) (h blockstore.Header, body []byte, err error) {
 	h, ad, sealed, err := blockstore.ParseRecord(b)
 	if err != nil {
 		return h, nil, err
 	}
-	body, err = openBody(k, h, ad, sealed, kind, r)
+	body, err = openBody(dst, k, h, ad, sealed, kind, r)
 	return h, body, err
 }
 
-func openBody(k *crypto.Keyring, h blockstore.Header, ad, sealed []byte, kind blockstore.Kind, r crypto.Region) ([]byte, error) {
+func openBody(dst []byte, k *crypto.Keyring, h blockstore.Header, ad, sealed []byte, kind blockstore.Kind, r crypto.Region) ([]byte, error) {
 	if h.Kind != kind {
 		return nil, corrupt(kind.String(), "it is a %v", h.Kind)
 	}
@@ -81,15 +82,15 @@ func openBody(k *crypto.Keyring, h blockstore.Header, ad, sealed []byte, kind bl
 		return nil, fmt.Errorf("record: open %v: %w", kind, err)
 	}
 	key := e.Key(purposeOf(kind), r, h.Salt, ad[:boundHeader])
-	return openFrame(crypto.Suite(h.Suite), key, kind.String(), ad, sealed)
+	return openFrame(dst, crypto.Suite(h.Suite), key, kind.String(), ad, sealed)
 }
 
-func openFrame(suite crypto.Suite, key crypto.Key, what string, ad, sealed []byte) ([]byte, error) {
+func openFrame(dst []byte, suite crypto.Suite, key crypto.Key, what string, ad, sealed []byte) ([]byte, error) {
 	opener, err := crypto.NewOpener(suite, key)
 	if err != nil {
 		return nil, fmt.Errorf("record: open %s: %w", what, err)
 	}
-	body, err := opener.Open(nil, 0, true, sealed, ad)
+	body, err := opener.Open(dst, 0, true, sealed, ad)
 	if err != nil {
 		return nil, fmt.Errorf("record: open %s: %w", what, err)
 	}
@@ -151,11 +152,11 @@ func (r *reader) u64() uint64 {
 	return 0
 }
 
-func (r *reader) position() blockstore.Position {
+func positionAt(b []byte) blockstore.Position {
 	return blockstore.Position{
-		Era:      blockstore.Era(r.u64()),
-		Term:     blockstore.Term(r.u64()),
-		Sequence: blockstore.Sequence(r.u64()),
+		Era:      blockstore.Era(binary.BigEndian.Uint64(b)),
+		Term:     blockstore.Term(binary.BigEndian.Uint64(b[8:])),
+		Sequence: blockstore.Sequence(binary.BigEndian.Uint64(b[16:])),
 	}
 }
 

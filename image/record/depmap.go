@@ -69,7 +69,7 @@ func (m *DepMap) encode() ([]byte, error) {
 
 // OpenDepMap opens a dependency map and checks all but its id.
 func OpenDepMap(k *crypto.Keyring, b []byte) (*DepMap, error) {
-	h, body, err := open(k, b, blockstore.KindDepMap, crypto.NoRegion)
+	h, body, err := open(nil, k, b, blockstore.KindDepMap, crypto.NoRegion)
 	if err != nil {
 		return nil, err
 	}

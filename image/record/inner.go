@@ -102,10 +102,13 @@ func (n *Inner) encode() (public, body []byte, err error) {
 // OpenInner opens the inner node of a place in the map and checks all that
 // docs/format.md §5 says, its id apart. It keeps nothing of b.
 func OpenInner(k *crypto.Keyring, b []byte, level uint8, index uint64) (*Inner, error) {
-	h, body, err := open(k, b, blockstore.KindInner, crypto.NoRegion)
+	sc := scratches.Get().(*scratch)
+	defer scratches.Put(sc)
+	h, body, err := open(sc.buf[:0], k, b, blockstore.KindInner, crypto.NoRegion)
 	if err != nil {
 		return nil, err
 	}
+	sc.buf = body
 	return decodeInner(h.Public, body, level, index)
 }
 
@@ -127,7 +130,7 @@ func decodeInner(publicPart, body []byte, level uint8, index uint64) (*Inner, er
 		return nil, corrupt(what, "node %d of level %d in the place of %d of level %d", n.Index, n.Level, index, level)
 	}
 	for i := range n.Children {
-		n.Children[i] = Child{Ref: public.Children[i], Slot: r.u8(), Birth: r.position(), Sectors: r.u64()}
+		n.Children[i] = Child{Ref: public.Children[i], Slot: r.u8(), Birth: positionAt(r.bytes(positionSize)), Sectors: r.u64()}
 	}
 	if err := n.check(); err != nil {
 		return nil, &blockstore.CorruptError{What: what, Cause: err}

@@ -209,6 +209,9 @@ func TestJournalHeader(t *testing.T) {
 		t.Errorf("header %+v, %v, want %+v", h, err, j.w.header)
 	}
 	for i := range 8 * JournalHeaderSize {
+		if i > 8*192 && i%8 != 0 {
+			continue // of the padding one bit of each byte will do
+		}
 		file := slices.Clone(j.bytes)
 		file[i/8] ^= 1 << (i % 8)
 		if n, err := j.play(t, w, file); n != 0 || !known(err) {

@@ -203,10 +203,13 @@ func (l *Leaf) epochs() []crypto.EpochID {
 // OpenLeaf opens the leaf of a region and checks all that docs/format.md §5 says,
 // its id apart. It keeps nothing of b.
 func OpenLeaf(k *crypto.Keyring, b []byte, region uint64) (*Leaf, error) {
-	h, body, err := open(k, b, blockstore.KindLeaf, crypto.Region(region))
+	sc := scratches.Get().(*scratch)
+	defer scratches.Put(sc)
+	h, body, err := open(sc.buf[:0], k, b, blockstore.KindLeaf, crypto.Region(region))
 	if err != nil {
 		return nil, err
 	}
+	sc.buf = body
 	return decodeLeaf(h.Public, body, region)
 }
 
@@ -257,17 +260,17 @@ func parseLeaf(body []byte, public blockstore.NodePublic) (*Leaf, error) {
 	used := make([]bool, len(epochs))
 	l.Objects = make([]LeafObject, len(public.Children))
 	for i := range l.Objects {
-		o := &l.Objects[i]
+		o, entry := &l.Objects[i], r.bytes(objectSize)
 		o.Ref = public.Children[i]
-		e := int(r.u8())
+		e := int(entry[0])
 		if e >= len(epochs) {
 			return nil, corrupt(what, "epoch %d of %d", e, len(epochs))
 		}
 		o.Epoch, used[e] = epochs[e], true
-		o.FrameLog = r.u8()
-		o.Sectors = r.u16()
-		copy(o.Salt[:], r.bytes(len(o.Salt)))
-		o.Birth = r.position()
+		o.FrameLog = entry[1]
+		o.Sectors = binary.BigEndian.Uint16(entry[2:])
+		copy(o.Salt[:], entry[4:36])
+		o.Birth = positionAt(entry[36:])
 	}
 	if slices.Contains(used, false) {
 		return nil, corrupt(what, "an epoch without an object")
@@ -278,8 +281,13 @@ func parseLeaf(body []byte, public blockstore.NodePublic) (*Leaf, error) {
 	}
 	l.Extents = make([]Extent, x)
 	for i := range l.Extents {
-		// A count of 65,536 wraps to 0, which is refused as well.
-		l.Extents[i] = Extent{First: r.u16(), Count: r.u16() + 1, Object: r.u16(), Offset: r.u16()}
+		x := r.bytes(extentSize)
+		l.Extents[i] = Extent{
+			First:  binary.BigEndian.Uint16(x),
+			Count:  binary.BigEndian.Uint16(x[2:]) + 1, // 65,536 wraps to 0, which is refused as well
+			Object: binary.BigEndian.Uint16(x[4:]),
+			Offset: binary.BigEndian.Uint16(x[6:]),
+		}
 	}
 	return l, nil
 }

@@ -87,7 +87,7 @@ func (s Seal) Snapshots(list []Snapshot) ([]byte, error) {
 // OpenSnapshots opens a snapshot table, oldest first, and checks all but its id.
 func OpenSnapshots(k *crypto.Keyring, b []byte) ([]Snapshot, error) {
 	const what = "snapshot table"
-	h, body, err := open(k, b, blockstore.KindSnapshotTable, crypto.NoRegion)
+	h, body, err := open(nil, k, b, blockstore.KindSnapshotTable, crypto.NoRegion)
 	if err != nil {
 		return nil, err
 	}

@@ -218,7 +218,7 @@ func sameBody(want []byte, encode func() ([]byte, error)) error {
 
 // same checks the plaintext against the vector's, and what was read of it against both.
 func (v *vector) same(t *testing.T, w world, kind blockstore.Kind, r crypto.Region, encode func() ([]byte, error)) error {
-	_, body, err := open(w.keys, v.bytes, kind, r)
+	_, body, err := open(nil, w.keys, v.bytes, kind, r)
 	if err != nil {
 		return err
 	}

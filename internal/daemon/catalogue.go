@@ -13,6 +13,7 @@ import (
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/record"
 )
 
@@ -44,7 +45,7 @@ func splitName(s string) (name, snapshot string, err error) {
 // catalogue is the store's names (docs/format.md §10). Safe for concurrent use.
 type catalogue struct {
 	store  *blockstore.Store
-	anchor *image.Anchor
+	anchor *anchor.Anchor
 	key    record.CatalogueKey
 
 	mu       sync.Mutex
@@ -53,7 +54,7 @@ type catalogue struct {
 }
 
 // openCatalogue reads the catalogue and compares its counter with the anchor's.
-func openCatalogue(ctx context.Context, st *blockstore.Store, a *image.Anchor, key crypto.HostKey) (*catalogue, error) {
+func openCatalogue(ctx context.Context, st *blockstore.Store, a *anchor.Anchor, key crypto.HostKey) (*catalogue, error) {
 	c := newCatalogue(st, a, key)
 	seen, err := a.Catalogue()
 	if err != nil {
@@ -86,7 +87,7 @@ func openCatalogue(ctx context.Context, st *blockstore.Store, a *image.Anchor, k
 	return c, nil
 }
 
-func newCatalogue(st *blockstore.Store, a *image.Anchor, key crypto.HostKey) *catalogue {
+func newCatalogue(st *blockstore.Store, a *anchor.Anchor, key crypto.HostKey) *catalogue {
 	return &catalogue{store: st, anchor: a, key: key.CatalogueKey, reserved: map[string]bool{}}
 }
 

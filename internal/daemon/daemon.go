@@ -17,6 +17,7 @@ import (
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/anchor"
 )
 
 // Options say which store a daemon owns and how.
@@ -81,7 +82,7 @@ func (d *Daemon) unlock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	anchor, err := image.OpenAnchor(h.Dir, d.store.ID())
+	anchor, err := anchor.Open(h.Dir, d.store.ID())
 	if err != nil {
 		return err
 	}
@@ -98,7 +99,7 @@ func (d *Daemon) unlock(ctx context.Context) error {
 	return nil
 }
 
-func newShared(st *blockstore.Store, h *Host, a *image.Anchor, o Options) (*image.Shared, error) {
+func newShared(st *blockstore.Store, h *Host, a *anchor.Anchor, o Options) (*image.Shared, error) {
 	s, err := image.NewShared(image.Host{
 		Store: st, Key: h.Key, Identities: []age.Identity{h.identities}, Anchor: a,
 		Log: o.Log, Now: time.Now, CacheBytes: o.CacheBytes, DirtyBytes: o.DirtyBytes,
@@ -182,7 +183,7 @@ func fillCatalogue(ctx context.Context, o InitOptions, h *Host, res *Initialised
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	anchor, err := image.OpenAnchor(h.Dir, st.ID())
+	anchor, err := anchor.Open(h.Dir, st.ID())
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/sealdisk/sealdisk/blockstore"
-	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/audit"
 )
 
 func (d *Daemon) mount(ctx context.Context, _ *call, r MountRequest) (any, error) {
@@ -42,14 +42,14 @@ func (d *Daemon) verify(ctx context.Context, c *call, r VerifyRequest) (any, err
 	for _, id := range ids {
 		name := d.nameOf(id)
 		out.Images = append(out.Images, name)
-		report := func(f image.Fault) {
+		report := func(f audit.Fault) {
 			faults.Add(1)
 			c.emit(Event{Fault: &FaultEvent{
 				Image: name, Snapshot: f.Snapshot, Offset: f.Offset, Length: f.Length, Object: f.Object, Cause: f.Cause.Error(),
 			}})
 		}
 		if r.NoKeys {
-			err = image.VerifyPublic(ctx, d.store, id, report, c.progress)
+			err = audit.Public(ctx, d.store, id, report, c.progress)
 		} else {
 			err = d.shared.Verify(ctx, id, report, c.progress)
 		}

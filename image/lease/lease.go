@@ -1,4 +1,4 @@
-package image
+package lease
 
 import (
 	"errors"
@@ -8,28 +8,22 @@ import (
 	"github.com/sealdisk/sealdisk/crypto"
 )
 
-// What is signed (docs/format.md §2, Signatures).
-const (
-	signCommit = "commit"
-	signLease  = "lease"
-)
-
-// leaseLink is one record of a lease chain.
-type leaseLink struct {
+// Link is one record of a lease chain.
+type Link struct {
 	blockstore.Lease
-	id blockstore.LeaseID
+	ID blockstore.LeaseID
 }
 
-// leaseChain is an image's lease records from the first on, each checked.
-type leaseChain []leaseLink
+// Chain is an image's lease records from the first on, each checked.
+type Chain []Link
 
-// loadChain reads and checks the lease chain of an image (docs/format.md §8).
-func loadChain(st *blockstore.Store, id blockstore.ImageID) (leaseChain, error) {
+// Load reads and checks the lease chain of an image (docs/format.md §8).
+func Load(st *blockstore.Store, id blockstore.ImageID) (Chain, error) {
 	raws, err := st.Leases(id)
 	if err != nil {
 		return nil, err
 	}
-	var chain leaseChain
+	var chain Chain
 	for _, raw := range raws {
 		r, err := blockstore.ParseLease(raw)
 		if err != nil {
@@ -46,7 +40,7 @@ func loadChain(st *blockstore.Store, id blockstore.ImageID) (leaseChain, error) 
 }
 
 // extend checks one record against the chain before it.
-func (c leaseChain) extend(image blockstore.ImageID, r *blockstore.LeaseRecord, id blockstore.LeaseID) (leaseChain, error) {
+func (c Chain) extend(image blockstore.ImageID, r *blockstore.LeaseRecord, id blockstore.LeaseID) (Chain, error) {
 	bad := func(why string) error {
 		return &blockstore.CorruptError{What: "lease", Key: id.String(), Cause: errors.New(why)}
 	}
@@ -61,7 +55,7 @@ func (c leaseChain) extend(image blockstore.ImageID, r *blockstore.LeaseRecord, 
 	} else {
 		last := c[len(c)-1]
 		switch {
-		case r.Previous == nil || *r.Previous != last.id:
+		case r.Previous == nil || *r.Previous != last.ID:
 			return nil, bad("does not follow the record before it")
 		case r.Term != last.Term+1 || r.Era < last.Era:
 			return nil, bad("era or term out of order")
@@ -69,20 +63,20 @@ func (c leaseChain) extend(image blockstore.ImageID, r *blockstore.LeaseRecord, 
 			signer = last.Holder
 		}
 	}
-	if !crypto.Verify(signer, signLease, r.Signed, r.Signature) {
+	if !crypto.Verify(signer, crypto.SignLease, r.Signed, r.Signature) {
 		return nil, bad("signature")
 	}
-	return append(c, leaseLink{Lease: r.Lease, id: id}), nil
+	return append(c, Link{Lease: r.Lease, ID: id}), nil
 }
 
-// check checks a commit of the image: shape, digest, lease, signature.
-func (c leaseChain) check(image blockstore.ImageID, id blockstore.CommitID, raw []byte) (*blockstore.CommitPublic, leaseLink, error) {
-	bad := func(why string) (*blockstore.CommitPublic, leaseLink, error) {
-		return nil, leaseLink{}, &blockstore.CorruptError{What: "commit", Key: id.String(), Cause: errors.New(why)}
+// Check checks a commit of the image: shape, digest, lease, signature.
+func (c Chain) Check(image blockstore.ImageID, id blockstore.CommitID, raw []byte) (*blockstore.CommitPublic, Link, error) {
+	bad := func(why string) (*blockstore.CommitPublic, Link, error) {
+		return nil, Link{}, &blockstore.CorruptError{What: "commit", Key: id.String(), Cause: errors.New(why)}
 	}
 	r, err := blockstore.ParseCommit(raw)
 	if err != nil {
-		return nil, leaseLink{}, err
+		return nil, Link{}, err
 	}
 	if blockstore.CommitIDOf(raw) != id {
 		return bad("digest differs")
@@ -91,13 +85,13 @@ func (c leaseChain) check(image blockstore.ImageID, id blockstore.CommitID, raw 
 		return bad("of another image")
 	}
 	for _, l := range c {
-		if l.id != r.CommitPublic.Lease {
+		if l.ID != r.CommitPublic.Lease {
 			continue
 		}
 		if l.Era != r.Era || l.Term != r.Term {
 			return bad("era or term is not its lease's")
 		}
-		if !crypto.Verify(l.Holder, signCommit, r.Signed, r.Signature) {
+		if !crypto.Verify(l.Holder, crypto.SignCommit, r.Signed, r.Signature) {
 			return bad("signature")
 		}
 		return &r.CommitPublic, l, nil
@@ -105,12 +99,12 @@ func (c leaseChain) check(image blockstore.ImageID, id blockstore.CommitID, raw 
 	return bad("its lease is not in the chain")
 }
 
-// signLeaseRecord encodes a lease and signs it.
-func signLeaseRecord(l *blockstore.Lease, sign func(what string, b []byte) [64]byte) ([]byte, error) {
+// Sign encodes a lease and signs it.
+func Sign(l *blockstore.Lease, sign func(what string, b []byte) [64]byte) ([]byte, error) {
 	b, err := blockstore.EncodeLease(l)
 	if err != nil {
 		return nil, err
 	}
-	sig := sign(signLease, b)
+	sig := sign(crypto.SignLease, b)
 	return append(b, sig[:]...), nil
 }

@@ -1,4 +1,4 @@
-package image
+package anchor
 
 import (
 	"errors"
@@ -41,11 +41,11 @@ type counterMark struct {
 
 const maxMark = 4096 // bytes of an anchor's file
 
-// OpenAnchor opens the anchor of one store in the host directory home.
-func OpenAnchor(home string, store blockstore.StoreID) (*Anchor, error) {
+// Open opens the anchor of one store in the host directory home.
+func Open(home string, store blockstore.StoreID) (*Anchor, error) {
 	dir := filepath.Join(home, "anchor", store.String())
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("image: anchor: %w", err)
+		return nil, fmt.Errorf("anchor: %w", err)
 	}
 	return &Anchor{dir: dir}, nil
 }
@@ -75,7 +75,7 @@ func (a *Anchor) Forget(id blockstore.ImageID) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := os.Remove(filepath.Join(a.dir, id.String())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("image: anchor: %w", err)
+		return fmt.Errorf("anchor: %w", err)
 	}
 	return nil
 }
@@ -87,17 +87,17 @@ func (a *Anchor) read(name string, v any) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("image: anchor: %w", err)
+		return false, fmt.Errorf("anchor: %w", err)
 	}
 	if info.Size() > maxMark {
-		return false, fmt.Errorf("image: anchor: %s is not an anchor: %d bytes", path, info.Size())
+		return false, fmt.Errorf("anchor: %s is not an anchor: %d bytes", path, info.Size())
 	}
 	b, err := os.ReadFile(path)
 	if err == nil {
 		err = cbor.Unmarshal(b, v)
 	}
 	if err != nil {
-		return false, fmt.Errorf("image: anchor: %s: %w", path, err)
+		return false, fmt.Errorf("anchor: %s: %w", path, err)
 	}
 	return true, nil
 }
@@ -106,12 +106,12 @@ func (a *Anchor) read(name string, v any) (bool, error) {
 func (a *Anchor) write(name string, v any) error {
 	b, err := cbor.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("image: anchor: %w", err)
+		return fmt.Errorf("anchor: %w", err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := replaceFile(a.dir, name, b); err != nil {
-		return fmt.Errorf("image: anchor: %w", err)
+		return fmt.Errorf("anchor: %w", err)
 	}
 	return nil
 }
