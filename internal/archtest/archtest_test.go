@@ -75,6 +75,7 @@ func TestChecks(t *testing.T) {
 		{"own package in a test", "Layers", files{"fs/a_test.go": code("fs_test", Module+"/fs")}, nil},
 		{"contract in a test", "Layers", files{"image/a_test.go": code("image_test", Module+"/internal/imagetest")}, nil},
 		{"contract in code", "Layers", files{"fs/a.go": code("fs", Module+"/internal/imagetest")}, []string{"fs/a.go: imports internal/imagetest, which is for tests"}},
+		{"test packages together", "Layers", files{"internal/imagetest/a.go": code("imagetest", Module+"/fs/powercut")}, nil},
 		{"power cut in a test", "Layers", files{"internal/crashtest/a_test.go": code("crashtest", Module+"/fs/powercut")}, nil},
 		{"power cut in code", "Layers", files{"internal/daemon/a.go": code("daemon", Module+"/fs/powercut")}, []string{"internal/daemon/a.go: imports fs/powercut, which is for tests"}},
 		{"new folder", "Layers", files{"util/a.go": code("util")}, []string{"util: not in the drawing"}},
