@@ -150,16 +150,27 @@ func (f *filesystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 	if err == nil && in.Flags&(syscall.O_SYNC|syscall.O_DSYNC) != 0 {
 		err = h.disk.Flush(f.ctx) // the kernel sends no FSYNC for these
 	}
-	if h.direct && h.node.cached.Load() > 0 {
-		// Pages read between the kernel's own invalidation and our write are old.
-		// No page is locked here (a cached write would hold its pages until it is
-		// answered), and a READ that locks one is answered by another thread.
-		f.server.InodeNotify(h.node.id, int64(in.Offset), int64(len(data)))
+	if h.direct {
+		f.dropPages(h.node, int64(in.Offset), int64(len(data)))
 	}
 	if err != nil {
 		return 0, f.status("write", h, in.Offset, err)
 	}
 	return uint32(n), fuse.OK
+}
+
+// dropPages ends what the page cache holds of a range that a direct write has
+// changed. The kernel does so for synchronous writes since 6.6; for others (aio,
+// io_uring) only before they start, so a cached read meanwhile brings old bytes
+// back. No page is locked here (a cached write would hold its own until it is
+// answered), and a READ that locks one is answered by another thread.
+func (f *filesystem) dropPages(n *node, off, length int64) {
+	if !n.stale.Load() {
+		n.stale.Store(true) // before cached is read: whoever opens next sees one or the other
+	}
+	if n.cached.Load() > 0 {
+		f.server.InodeNotify(n.id, off, length)
+	}
 }
 
 // Fsync makes the image durable; its metadata always is part of that.

@@ -22,6 +22,7 @@ type memDisk struct {
 	time    time.Time
 	sectors map[int64][]byte
 	fail    func(op string, off int64) error // may be nil
+	gate    func(op string)                  // called before a write and after a read; may be nil
 	reads   int
 	flushes int
 }
@@ -30,6 +31,29 @@ var zeroSector = make([]byte, sectorSize)
 
 func newMemDisk(size int64) *memDisk {
 	return &memDisk{size: size, time: time.Unix(1_700_000_000, 0), sectors: make(map[int64][]byte)}
+}
+
+// failWith makes every operation ask f first.
+func (d *memDisk) failWith(f func(op string, off int64) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fail = f
+}
+
+// gateWith makes writes and reads pass through f.
+func (d *memDisk) gateWith(f func(op string)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.gate = f
+}
+
+func (d *memDisk) pass(op string) {
+	d.mu.RLock()
+	gate := d.gate
+	d.mu.RUnlock()
+	if gate != nil {
+		gate(op)
+	}
 }
 
 func (d *memDisk) failing(op string, off int64) error {
@@ -59,6 +83,7 @@ func (d *memDisk) sector(i int64) []byte {
 }
 
 func (d *memDisk) ReadVector(_ context.Context, off int64, n int) (v [][]byte, err error) {
+	defer d.pass("read")
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.reads++
@@ -78,6 +103,7 @@ func (d *memDisk) ReadVector(_ context.Context, off int64, n int) (v [][]byte, e
 }
 
 func (d *memDisk) WriteAt(_ context.Context, p []byte, off int64) (int, error) {
+	d.pass("write")
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.failing("write", off); err != nil {

@@ -31,6 +31,9 @@ var (
 	ErrBusy         = errors.New("the mount is in use")
 )
 
+// kind is the file system type that the mount table shows.
+const kind = "fuse.sealdisk"
+
 // MountError says why a mount was refused and what the user can do.
 type MountError struct {
 	Dir  string
@@ -103,9 +106,9 @@ func checkFree(dir string) error {
 	if !ok {
 		return nil
 	}
-	if strings.HasPrefix(m.kind, "fuse") {
-		var st unix.Stat_t
-		if err := unix.Stat(dir, &st); errors.Is(err, unix.ENOTCONN) {
+	if m.kind == kind {
+		var st unix.Statfs_t // stat(2) may be answered from what the kernel remembers
+		if err := unix.Statfs(dir, &st); errors.Is(err, unix.ENOTCONN) {
 			return &MountError{Dir: dir, Err: ErrDead, Hint: "run: fusermount3 -u " + dir}
 		}
 	}
@@ -138,7 +141,7 @@ func mountDirect(dir string, o Options) (fd int, err error) {
 	if o.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
-	if err := unix.Mount(o.Source, dir, "fuse.sealdisk", flags, data); err != nil {
+	if err := unix.Mount(o.Source, dir, kind, flags, data); err != nil {
 		unix.Close(fd)
 		if errors.Is(err, unix.EPERM) {
 			return -1, &MountError{Dir: dir, Err: fmt.Errorf("%w: %w", ErrNotAllowed, err), Hint: "mounting needs CAP_SYS_ADMIN in this namespace"}

@@ -42,8 +42,7 @@ func TestSyncedStays(t *testing.T) {
 	c := newContent()
 	c.write(fill(1, 10_000), 0)
 	c.sync()
-	want := string(fill(1, 10_000))
-	if seen := outcomes(c); seen[want] != cuts {
+	if seen := outcomes(c); seen[string(fill(1, 10_000))] != cuts {
 		t.Errorf("got %d outcomes, want the synced one alone", len(seen))
 	}
 }
