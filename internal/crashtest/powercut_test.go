@@ -1,0 +1,154 @@
+package crashtest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/sealdisk/sealdisk/fs/powercut"
+)
+
+// disk is the file system beneath the store and the host directory.
+type disk struct {
+	dir   string
+	fs    *powercut.FS
+	mount *powercut.Mount
+}
+
+func (d *disk) plugIn() (err error) {
+	d.mount, err = d.fs.Mount(d.dir)
+	return err
+}
+
+func (d *disk) unplug() error {
+	if d.mount == nil {
+		return nil
+	}
+	if err := d.mount.Unmount(); err != nil {
+		return fmt.Errorf("unmount the disk: %w", err)
+	}
+	d.mount = nil
+	return nil
+}
+
+// future is what may be found after a cut.
+type future struct {
+	seeds []uint64
+	disks []*powercut.FS
+	may   states
+	names *names
+}
+
+// cut cuts the power beneath a daemon that runs, in several ways at one moment, and kills it.
+func (w *world) cut(d *disk, ways int) (*future, error) {
+	f := &future{names: w.names.copy()}
+	now := w.model.freeze() // acknowledged before the cut, so durable
+	for range ways {
+		seed := w.r.Uint64()
+		f.seeds = append(f.seeds, seed)
+		f.disks = append(f.disks, d.fs.Cut(seed))
+	}
+	err := w.kill()
+	f.may = now.done()
+	return f, err
+}
+
+// survive starts the store on each of the disks that a cut may have left, and goes on with the last.
+func (w *world) survive(d *disk, f *future) error {
+	for i, fs := range f.disks {
+		d.fs, w.names = fs, f.names.copy()
+		if err := d.plugIn(); err != nil {
+			return err
+		}
+		took, err := w.start()
+		if err == nil {
+			w.opens = append(w.opens, took)
+			err = w.look(f.may)
+		}
+		if err != nil {
+			return fmt.Errorf("cut with seed %d: %w", f.seeds[i], err)
+		}
+		if i == len(f.disks)-1 {
+			return nil
+		}
+		if err := w.kill(); err != nil {
+			return err
+		}
+		if err := d.unplug(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestPowerCut: nothing that was acknowledged is lost or torn when the power is cut, whatever of the
+// rest has reached the disk.
+func TestPowerCut(t *testing.T) {
+	cuts := int(number(t, "SEALDISK_CRASH_CUTS", 6))
+	const ways = 3
+	scratch, r := t.TempDir(), chooser(t)
+	d := &disk{dir: filepath.Join(scratch, "disk"), fs: powercut.New()}
+	if err := os.Mkdir(d.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.plugIn(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.unplug(); err != nil {
+			t.Error(err)
+		}
+	})
+	w, err := create(d.dir, scratch, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.stop(t) })
+	if err := w.open(); err != nil {
+		t.Fatal(err)
+	}
+	for round := 0; round < cuts; round += ways {
+		var f *future
+		crash := func() (err error) {
+			f, err = w.cut(d, ways)
+			return err
+		}
+		err := w.play(300*time.Millisecond, 2500*time.Millisecond, crash)
+		if err == nil {
+			err = d.unplug()
+		}
+		if err == nil {
+			err = w.survive(d, f)
+		}
+		if err == nil && round/ways%4 == 3 {
+			err = w.cutWhileStarting(d)
+		}
+		if err != nil {
+			t.Fatalf("cut %d: %v", round, err)
+		}
+	}
+	if err := w.finish(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// cutWhileStarting kills the daemon, starts it again and cuts the power while it replays.
+func (w *world) cutWhileStarting(d *disk) error {
+	if err := w.kill(); err != nil {
+		return err
+	}
+	if err := w.begin(); err != nil {
+		return err
+	}
+	<-time.After(time.Duration(w.r.Int64N(int64(500 * time.Millisecond))))
+	f, err := w.cut(d, 2)
+	if err != nil {
+		return err
+	}
+	if err := d.unplug(); err != nil {
+		return err
+	}
+	return w.survive(d, f)
+}
