@@ -55,6 +55,9 @@ func (s *Store) openBadger() (db *badger.DB, err error) {
 	}()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	opt := s.badgerOptions(dir)
+	if err := mend(dir, opt); err != nil {
+		return nil, err
+	}
 	if err := checkTables(dir, opt); err != nil {
 		return nil, err
 	}
