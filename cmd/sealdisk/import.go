@@ -17,8 +17,8 @@ func importCommand() *cli.Command {
 		Name:      "import",
 		Usage:     "seal a disk image, a block device or a stream as the image NAME",
 		ArgsUsage: "SRC NAME",
-		Description: `SRC is a file (raw, qcow2, vmdk, vhd, vhdx, vdi), a block device, or - for a raw
-image on standard input. What is not known to be raw should be named by --format: a guest
+		Description: `SRC is a file (raw, qcow2, vmdk, vhd, vhdx, vdi), a block device, or for a raw image as a
+stream - or a named pipe. What is not known to be raw should be named by --format: a guest
 can write the header of another format into its own raw disk.
 A file with a backing chain becomes a clone: each backing file is imported once, as an
 image of its own that is named after it, and shared by all that depend on it.
@@ -62,14 +62,19 @@ func importImage(c *cli.Context) error {
 			return err
 		}
 	}
-	var body io.Reader
-	if a[0] == "-" {
-		body = os.Stdin
-	} else if r.Path, err = filepath.Abs(a[0]); err != nil {
+	body, err := streamOf(a[0])
+	if err != nil {
 		return err
 	}
+	if body == nil {
+		if r.Path, err = filepath.Abs(a[0]); err != nil {
+			return err
+		}
+	} else {
+		defer body.Close()
+	}
 	var done daemon.Imported
-	if err := e.call(c, daemon.OpImport, r, body, &done); err != nil {
+	if err := e.call(c, daemon.OpImport, r, reader(body), &done); err != nil {
 		return err
 	}
 	return e.print(done, func(w io.Writer) {
@@ -80,6 +85,27 @@ func importImage(c *cli.Context) error {
 			fmt.Fprintf(w, "; %s changed\n", bytesText(done.Changed))
 		}
 	})
+}
+
+// streamOf opens what can be read only once: "-" and pipes by name. It gives nil
+// for the rest, which the daemon opens.
+func streamOf(path string) (*os.File, error) {
+	if path == "-" {
+		return os.Stdin, nil
+	}
+	fi, err := os.Stat(path)
+	if err != nil || fi.Mode()&os.ModeNamedPipe == 0 {
+		return nil, nil // the daemon says what is wrong with it
+	}
+	return os.Open(path)
+}
+
+// reader keeps a file that is nil from becoming an io.Reader that is not.
+func reader(f *os.File) io.Reader {
+	if f == nil {
+		return nil
+	}
+	return f
 }
 
 // recipientsOf joins recipients from flags and from a file.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -212,6 +213,10 @@ func spawn(log *os.File, pass string) error {
 	}
 	defer passR.Close()
 	defer passW.Close()
+	// What a shell or a script has open must not stay open for as long as the mount.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("background: %w", err)
+	}
 	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Dir, _ = os.Getwd()

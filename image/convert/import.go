@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -30,6 +31,9 @@ type Imported struct {
 	Plan plan.Report
 }
 
+// ErrEmpty: the source has no bytes, and a disk has at least one.
+var ErrEmpty = errors.New("the source is empty")
+
 // sink takes regions of an image; image.Builder is one.
 type sink interface {
 	AddRegion(ctx context.Context, region uint64, pieces []image.Piece) error
@@ -40,6 +44,9 @@ type sink interface {
 // (the paper's VDSS). When it returns nil the image is durable, and nothing
 // names it yet; on an error nothing refers to what was stored.
 func Import(ctx context.Context, sh *image.Shared, src format.Source, o ImportOptions) (Imported, error) {
+	if src.Size() == 0 {
+		return Imported{}, fmt.Errorf("convert: %w", ErrEmpty)
+	}
 	o.prepare(src.Size())
 	survey, err := look(ctx, src)
 	if err != nil {

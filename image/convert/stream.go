@@ -29,6 +29,9 @@ func ImportStream(ctx context.Context, sh *image.Shared, r io.Reader, o ImportOp
 	if err != nil {
 		return Imported{}, err
 	}
+	if size == 0 {
+		return Imported{}, fmt.Errorf("convert: %w", ErrEmpty)
+	}
 	b.SetSize(size)
 	return finish(ctx, b, o, Imported{Size: size, Read: size, Plan: report})
 }

@@ -208,7 +208,7 @@ func (in *importing) update(ctx context.Context) (any, error) {
 	}
 	defer src.Close()
 	if in.d.disks.held(key) {
-		return nil, fmt.Errorf("daemon: %s: %w", in.r.Name, image.ErrInUse)
+		return nil, inUse(e.Name)
 	}
 	done, err := in.fill(ctx, key, src, false)
 	in.d.changed(key, e.Name)

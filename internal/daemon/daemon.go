@@ -95,7 +95,7 @@ func (d *Daemon) unlock(ctx context.Context) error {
 		return err
 	}
 	d.host, d.names, d.shared = h, names, shared
-	d.disks = newDisks(shared, d.log)
+	d.disks = newDisks(shared, h.Unlock, d.log)
 	return nil
 }
 

@@ -29,6 +29,7 @@ const (
 // all who want it. A disk whose last user has gone is closed, which commits it.
 type disks struct {
 	shared *image.Shared
+	unlock func() error // reads the identities: a wrong passphrase is told as such
 	log    *slog.Logger
 
 	mu      sync.Mutex
@@ -45,8 +46,8 @@ type sharedDisk struct {
 	refs, holders int // guarded by disks.mu
 }
 
-func newDisks(s *image.Shared, log *slog.Logger) *disks {
-	d := &disks{shared: s, log: log, open: map[diskKey]*sharedDisk{}, claimed: map[blockstore.ImageID]bool{}}
+func newDisks(s *image.Shared, unlock func() error, log *slog.Logger) *disks {
+	d := &disks{shared: s, unlock: unlock, log: log, open: map[diskKey]*sharedDisk{}, claimed: map[blockstore.ImageID]bool{}}
 	d.quiet = sync.NewCond(&d.mu)
 	return d
 }
@@ -85,14 +86,14 @@ func (d *disks) acquire(ctx context.Context, key diskKey, u use) (*image.Disk, f
 
 // openDisk opens an image for writing; one whose lease is elsewhere read-only.
 func (d *disks) openDisk(ctx context.Context, key diskKey) (*image.Disk, error) {
+	if err := d.unlock(); err != nil {
+		return nil, err
+	}
 	disk, err := d.shared.Open(ctx, key.id, image.OpenOptions{Snapshot: key.snapshot, ReadOnly: key.snapshot != ""})
 	if errors.Is(err, image.ErrNotHolder) {
 		disk, err = d.shared.Open(ctx, key.id, image.OpenOptions{ReadOnly: true})
 	}
-	if err != nil {
-		return nil, fmt.Errorf("daemon: open: %w", err)
-	}
-	return disk, nil
+	return disk, err
 }
 
 func (d *disks) release(ctx context.Context, key diskKey, e *sharedDisk, u use) error {
@@ -129,13 +130,13 @@ func (d *disks) leave(key diskKey, e *sharedDisk, u use) {
 	}
 }
 
-// claim takes an image for the caller alone. It fails with image.ErrInUse if a
-// handle or an operation has it or one of its snapshots.
-func (d *disks) claim(id blockstore.ImageID) (release func(), err error) {
+// claim takes an image for the caller alone, unless a handle or an operation has
+// it or one of its snapshots.
+func (d *disks) claim(id blockstore.ImageID, name string) (release func(), err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.claimed[id] || d.heldLocked(id) {
-		return nil, fmt.Errorf("daemon: %w", image.ErrInUse)
+		return nil, inUse(name)
 	}
 	d.claimed[id] = true
 	for d.openLocked(id) {
@@ -146,6 +147,10 @@ func (d *disks) claim(id blockstore.ImageID) (release func(), err error) {
 		defer d.mu.Unlock()
 		delete(d.claimed, id)
 	}, nil
+}
+
+func inUse(name string) *Error {
+	return &Error{Code: CodeInUse, Message: name + " is in use", Hint: "close its files, or wait for the operation on it", cause: image.ErrInUse}
 }
 
 func (d *disks) heldLocked(id blockstore.ImageID) bool {

@@ -12,6 +12,7 @@ import (
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/fs"
 	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/convert"
 	"github.com/sealdisk/sealdisk/image/format"
 	"github.com/sealdisk/sealdisk/image/record"
 )
@@ -70,6 +71,7 @@ var failures = []struct {
 	{format.ErrCorrupt, CodeSource, ""},
 	{format.ErrChain, CodeSource, ""},
 	{errSource, CodeSource, ""},
+	{convert.ErrEmpty, CodeSource, ""},
 	{blockstore.ErrNoSpace, CodeNoSpace, "free space in the store's file system; sealdisk gc gives back what removed images held"},
 	{unix.ENOSPC, CodeNoSpace, ""},
 	{blockstore.ErrFormat, CodeFormat, "this program is older than the store; use the one that wrote it"},

@@ -181,9 +181,9 @@ func (d *Daemon) remove(ctx context.Context, _ *call, r NameRequest) (any, error
 			return nil, fail(CodeInUse, "--force removes them too", "%s has %d snapshots", r.Name, len(at.snapshots))
 		}
 	}
-	release, err := d.disks.claim(e.Image)
+	release, err := d.disks.claim(e.Image, e.Name)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r.Name, err)
+		return nil, err
 	}
 	defer release()
 	// The order is docs/format.md §11: the name first.
@@ -204,7 +204,7 @@ func (d *Daemon) drop(ctx context.Context, id blockstore.ImageID) error {
 
 func (d *Daemon) removeSnapshot(ctx context.Context, e record.Entry, key diskKey) error {
 	if d.disks.held(key) {
-		return fmt.Errorf("daemon: %s@%s: %w", e.Name, key.snapshot, image.ErrInUse)
+		return inUse(e.Name + "@" + key.snapshot)
 	}
 	head := diskKey{id: e.Image}
 	err := d.with(ctx, head, holds, func(disk *image.Disk) error { return disk.RemoveSnapshot(ctx, key.snapshot) })
@@ -342,15 +342,9 @@ func (d *Daemon) recipients(ctx context.Context, _ *call, r RecipientsRequest) (
 	}
 	out := []Recipient{}
 	err = d.with(ctx, key, holds, func(disk *image.Disk) error {
-		now := disk.Recipients()
-		next, err := changeRecipients(now, r)
-		if err != nil {
+		change := func(now []string) ([]string, error) { return changeRecipients(now, r) }
+		if err := disk.SetRecipients(ctx, change); err != nil {
 			return err
-		}
-		if !slices.Equal(now, next) {
-			if err := disk.SetRecipients(ctx, next); err != nil {
-				return err
-			}
 		}
 		for _, s := range disk.Recipients() {
 			_, class, _ := crypto.ParseRecipient(s)

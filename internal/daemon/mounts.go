@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"sync"
@@ -123,10 +122,7 @@ func (m *mounts) unmount(ctx context.Context, dir string, force bool) error {
 	if force && errors.Is(err, fs.ErrBusy) {
 		err = srv.Detach(ctx)
 	}
-	if err != nil {
-		return fmt.Errorf("daemon: %w", err)
-	}
-	return nil
+	return err
 }
 
 // invalidate makes the kernel forget what it knows of an image whose name or

@@ -30,8 +30,13 @@ func (d *Daemon) unmount(ctx context.Context, _ *call, r UnmountRequest) (any, e
 
 // verify checks images and reports each fault as an event.
 func (d *Daemon) verify(ctx context.Context, c *call, r VerifyRequest) (any, error) {
-	if !r.NoKeys && d.locked != nil {
-		return nil, d.locked
+	if !r.NoKeys {
+		if d.locked != nil {
+			return nil, d.locked
+		}
+		if err := d.host.Unlock(); err != nil {
+			return nil, err
+		}
 	}
 	ids, err := d.toVerify(r.Name)
 	if err != nil {

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"sealdisk": main})
+}
+
+// TestSessions runs the sessions of testdata as a user types them. A session has
+// a store and a host directory of its own.
+func TestSessions(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("SEALDISK_STORE", filepath.Join(e.WorkDir, "store"))
+			e.Setenv("SEALDISK_HOME", filepath.Join(e.WorkDir, "home"))
+			e.Setenv("TZ", "UTC")
+			e.Defer(func() { cutMounts(t, e.WorkDir) })
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits":   exitsCmd,
+			"mkimage": mkimageCmd,
+			"poke":    pokeCmd,
+			"flip":    flipCmd,
+			"same":    sameCmd,
+			"feed":    feedCmd,
+		},
+	})
+}
+
+// cutMounts takes away what a session that failed has left mounted: its daemon
+// ends with its last mount.
+func cutMounts(t *testing.T, dir string) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Error(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			if err := unix.Unmount(f[4], unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// exits STATUS COMMAND…: the command ends with that exit status.
+func exitsCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits STATUS COMMAND…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit status %d, want %d", got, want)
+	}
+}
+
+// mkimage FILE SIZE [OFFSET:LENGTH:SEED…]: a sparse file with random bytes there.
+func mkimageCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: mkimage FILE SIZE [OFFSET:LENGTH:SEED…]")
+	}
+	size, err := parseSize(args[1])
+	ts.Check(err)
+	path := ts.MkAbs(args[0])
+	ts.Check(os.WriteFile(path, nil, 0o600))
+	ts.Check(os.Truncate(path, size))
+	poke(ts, path, args[2:])
+}
+
+// poke FILE OFFSET:LENGTH:SEED…: writes random bytes there, and syncs.
+func pokeCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: poke FILE OFFSET:LENGTH:SEED…")
+	}
+	poke(ts, ts.MkAbs(args[0]), args[1:])
+}
+
+func poke(ts *testscript.TestScript, path string, places []string) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	ts.Check(err)
+	defer f.Close()
+	for _, p := range places {
+		part := strings.Split(p, ":")
+		if len(part) != 3 {
+			ts.Fatalf("%q is not OFFSET:LENGTH:SEED", p)
+		}
+		off, err := parseSize(part[0])
+		ts.Check(err)
+		n, err := parseSize(part[1])
+		ts.Check(err)
+		var seed [32]byte
+		copy(seed[:], part[2])
+		b := make([]byte, n)
+		_, err = rand.NewChaCha8(seed).Read(b)
+		ts.Check(err)
+		_, err = f.WriteAt(b, off)
+		ts.Check(err)
+	}
+	ts.Check(f.Sync())
+}
+
+// flip GLOB COUNT: flips a bit in COUNT bytes spread over the largest file that
+// matches, behind its first 4 KiB.
+func flipCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: flip GLOB COUNT")
+	}
+	count, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	paths, err := filepath.Glob(ts.MkAbs(args[0]))
+	ts.Check(err)
+	var largest string
+	var data []byte
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		ts.Check(err)
+		if len(b) > len(data) {
+			largest, data = p, b
+		}
+	}
+	end := len(data)
+	for end > 0 && data[end-1] == 0 {
+		end--
+	}
+	for i := range count {
+		data[4096+(end-4096)*i/count] ^= 0x40
+	}
+	ts.Check(os.WriteFile(largest, data, 0o600))
+}
+
+// same FILE FILE: equal in length and content.
+func sameCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: [!] same FILE FILE")
+	}
+	err := ts.Exec("cmp", args[0], args[1])
+	if (err != nil) != neg {
+		ts.Fatalf("cmp: %v", err)
+	}
+}
+
+// feed FILE COMMAND…: runs a command with the file on its standard input, as a
+// pipe.
+func feedCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: feed FILE COMMAND…")
+	}
+	const script = `cat "$0" | "$@"`
+	ts.Check(ts.Exec("sh", append([]string{"-c", script}, args...)...))
+}
