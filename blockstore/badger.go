@@ -367,6 +367,8 @@ func (s *Store) write(ctx context.Context, bytes int64, spend bool, do func() er
 	defer s.inflight.Release(weight)
 	s.unwritten.Add(bytes)
 	defer s.unwritten.Add(-bytes)
+	s.writing.RLock()
+	defer s.writing.RUnlock()
 	if err := s.space.admit(s.unwritten.Load(), spend); err != nil {
 		return err
 	}

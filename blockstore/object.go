@@ -70,6 +70,9 @@ func (s *Store) PutObjects(ctx context.Context, objs []Object) error {
 		}
 	}
 	for len(objs) > 0 {
+		if err := s.throttle(ctx); err != nil {
+			return err
+		}
 		n, size := 0, 0
 		for n < len(objs) && (n == 0 || size+len(objs[n].Bytes) <= maxBatch) {
 			size += len(objs[n].Bytes)

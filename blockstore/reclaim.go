@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -21,7 +23,42 @@ const (
 	reclaimPart   = 4 // or a quarter of what lives
 	almostAllDead = 0.9
 	discardRatio  = 0.3 // a value log is rewritten once so much of it is dead
+	// Writers wait for a pass of reclaim at one and a half times the live bytes, so that
+	// the files stay below three times.
+	throttleLeast = 256 << 20
 )
+
+// passes lets writers wait for the reclaim loop.
+type passes struct {
+	mu     sync.Mutex
+	done   chan struct{} // closed after the pass that is running or will be next
+	futile int64         // dead bytes that are no reason for a pass: the last one left as many
+}
+
+func (p *passes) next() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done == nil {
+		p.done = make(chan struct{})
+	}
+	return p.done
+}
+
+func (p *passes) ended(left int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.futile = left + reclaimLeast/2
+	if p.done != nil {
+		close(p.done)
+		p.done = nil
+	}
+}
+
+func (p *passes) worth(dead int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return dead > p.futile
+}
 
 func (s *Store) wakeReclaim() {
 	select {
@@ -31,7 +68,7 @@ func (s *Store) wakeReclaim() {
 }
 
 func (s *Store) reclaimLoop(ctx context.Context) {
-	var futile int64 // dead bytes that the last pass could not free
+	defer s.passes.ended(math.MaxInt64 / 2) // nobody waits for a loop that is gone
 	for {
 		select {
 		case <-ctx.Done():
@@ -39,13 +76,31 @@ func (s *Store) reclaimLoop(ctx context.Context) {
 		case <-s.wake:
 		}
 		dead := s.counts.dead.Load()
-		if dead <= max(reclaimLeast, s.counts.live.Load()/reclaimPart, futile) || s.stranded.Load() {
+		if dead <= max(reclaimLeast, s.counts.live.Load()/reclaimPart) || !s.passes.worth(dead) || s.stranded.Load() {
 			continue
 		}
 		if _, err := s.Reclaim(ctx); err != nil && ctx.Err() == nil {
 			s.opt.Logger.Warn("reclaim", "error", err)
 		}
-		futile = max(0, s.counts.dead.Load()) + reclaimLeast/2
+		s.passes.ended(s.counts.dead.Load())
+	}
+}
+
+// throttle makes a writer wait for reclaim when dead bytes grow faster than they are
+// given back, unless reclaim cannot help.
+func (s *Store) throttle(ctx context.Context) error {
+	for {
+		done := s.passes.next()
+		dead := s.counts.dead.Load()
+		if dead <= max(throttleLeast, s.counts.live.Load()*3/2) || !s.passes.worth(dead) || s.stranded.Load() {
+			return nil
+		}
+		s.wakeReclaim()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-done:
+		}
 	}
 }
 
@@ -104,7 +159,7 @@ func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) err
 		if err := s.space.roomToRewrite(room); err != nil {
 			return err
 		}
-		err := s.db.RunValueLogGC(ratio)
+		err := s.collectVlog(ratio)
 		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
 			return s.Err()
 		}
@@ -112,6 +167,16 @@ func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) err
 			return s.fail(fmt.Errorf("badger: collect a value log: %w", err))
 		}
 	}
+}
+
+// collectVlog rewrites one value log while nothing else is written: Badger takes its
+// newest version at the start of a rewrite without a lock, and rewriting beside
+// deletions has cost it data before. A file holds 64 MiB, so writers wait for a fraction
+// of a second; readers and journals do not.
+func (s *Store) collectVlog(ratio float64) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return s.db.RunValueLogGC(ratio)
 }
 
 // flushMemtable fills the memtable with keys that are deleted in the next one, so that

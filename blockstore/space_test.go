@@ -171,7 +171,11 @@ func TestDiskFilledByOthers(t *testing.T) {
 
 // Ten full overwrites by a writer that does not stop: space is given back meanwhile.
 func TestOverwritesGiveSpaceBack(t *testing.T) {
-	const live, size = 256 << 20, 256 << 10
+	const size = 256 << 10
+	live, rounds := int64(256<<20), 11
+	if testing.Short() {
+		live, rounds = 128<<20, 6
+	}
 	s := newStore(t)
 	r := rand.New(rand.NewPCG(1, 2))
 	slots := make([]ObjectID, live/size)
@@ -180,7 +184,7 @@ func TestOverwritesGiveSpaceBack(t *testing.T) {
 		bufs[i] = make([]byte, size)
 	}
 	var peak int64
-	for round := range 11 {
+	for round := range rounds {
 		for i := 0; i < len(slots); i += len(bufs) {
 			objs := make([]Object, len(bufs))
 			for k := range objs {

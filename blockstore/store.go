@@ -59,7 +59,9 @@ type Store struct {
 	dirSync    dirSync
 	counts     counts
 	gc         gcState
+	writing    sync.RWMutex // held shared by writers, exclusive to rewrite a value log
 	reclaiming sync.Mutex
+	passes     passes
 	wake       chan struct{} // reclaim may have something to do
 	stop       context.CancelFunc
 	background sync.WaitGroup
