@@ -257,17 +257,13 @@ func (in *importing) derive(ctx context.Context, base diskKey, name, print strin
 
 // addRecipients gives a clone the recipients that the user asked for.
 func (in *importing) addRecipients(ctx context.Context, disk *image.Disk) error {
-	all := disk.Recipients()
-	n := len(all)
-	for _, r := range in.o.Create.Recipients {
-		if !slices.Contains(all, r) {
-			all = append(all, r)
-		}
-	}
-	if len(all) == n {
+	missing := func(r string) bool { return !slices.Contains(disk.Recipients(), r) }
+	if !slices.ContainsFunc(in.o.Create.Recipients, missing) {
 		return nil
 	}
-	return disk.SetRecipients(ctx, all)
+	return disk.SetRecipients(ctx, func(now []string) ([]string, error) {
+		return changeRecipients(now, RecipientsRequest{Add: in.o.Create.Recipients})
+	})
 }
 
 // chain imports an image with the files that it depends on: each layer becomes
@@ -411,7 +407,12 @@ func (d *Daemon) export(ctx context.Context, c *call, r ExportRequest) (any, err
 		return nil, fail(CodeUsage, "", "path %q is not absolute", r.Path)
 	}
 	out := Exported{Path: r.Path}
-	err = d.with(ctx, key, holds, func(disk *image.Disk) (err error) {
+	err = d.with(ctx, key, holds, func(live *image.Disk) (err error) {
+		disk, release, err := live.Still(ctx) // what a guest writes meanwhile must not tear the copy
+		if err != nil {
+			return err
+		}
+		defer release()
 		w, err := format.Create(r.Path, r.Format, disk.Size(), r.Force)
 		if err != nil {
 			return err

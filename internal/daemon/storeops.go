@@ -42,6 +42,10 @@ func (d *Daemon) verify(ctx context.Context, c *call, r VerifyRequest) (any, err
 	if err != nil {
 		return nil, err
 	}
+	if err := d.growing.Acquire(ctx, 1); err != nil { // the collector waits
+		return nil, err
+	}
+	defer d.growing.Release(1)
 	out := Verified{Images: []string{}}
 	var faults atomic.Int64
 	for _, id := range ids {
@@ -54,7 +58,7 @@ func (d *Daemon) verify(ctx context.Context, c *call, r VerifyRequest) (any, err
 			}})
 		}
 		if r.NoKeys {
-			err = audit.Public(ctx, d.store, id, report, c.progress)
+			err = d.audit(ctx, id, report, c.progress)
 		} else {
 			err = d.shared.Verify(ctx, id, report, c.progress)
 		}
@@ -64,6 +68,14 @@ func (d *Daemon) verify(ctx context.Context, c *call, r VerifyRequest) (any, err
 	}
 	out.Faults = faults.Load()
 	return out, nil
+}
+
+// audit checks an image without keys; if it is in use here, what it looks at stays.
+func (d *Daemon) audit(ctx context.Context, id blockstore.ImageID, report func(audit.Fault), p audit.Progress) error {
+	if d.shared != nil {
+		defer d.shared.Guard(id)()
+	}
+	return audit.Public(ctx, d.store, id, report, p)
 }
 
 // toVerify lists one image, by name or id, or all that the store holds.
