@@ -90,7 +90,7 @@ func TestModel(t *testing.T) {
 	for seed, size := range []int64{0, 777, 24<<20 + 4321} {
 		r.lib.add("disk", size)
 		err := imagetest.Child(t.Context(), imagetest.Job{Do: "model", Path: r.path("disk"), Remount: r.remount,
-			ModelOptions: imagetest.ModelOptions{Seed: uint64(seed), Ops: 8000, MaxSize: size + 8<<20, Reopens: 4}})
+			ModelOptions: imagetest.ModelOptions{Seed: uint64(seed), Ops: imagetest.Ops(8000), MaxSize: size + 8<<20, Reopens: 4}})
 		if err != nil {
 			t.Error(err)
 		}
@@ -103,7 +103,7 @@ func TestParallel(t *testing.T) {
 	r := newRig(t, nil)
 	r.lib.add("disk", 6<<20+99)
 	err := imagetest.Child(t.Context(), imagetest.Job{Do: "parallel", Path: r.path("disk"), Remount: r.remount,
-		ModelOptions: imagetest.ModelOptions{Seed: 5, Ops: 12000, Workers: 6}})
+		ModelOptions: imagetest.ModelOptions{Seed: 5, Ops: imagetest.Ops(12000), Workers: 6}})
 	if err != nil {
 		t.Error(err)
 	}

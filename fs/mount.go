@@ -108,7 +108,7 @@ func (s *Server) fuseOptions(o Options) *fuse.MountOptions {
 		FsName:                   o.Source,
 		Name:                     "sealdisk",
 		AllowOther:               o.AllowOther,
-		Options:                  []string{"default_permissions"},
+		Options:                  []string{"default_permissions", "noexec"},
 		MaxWrite:                 maxRequest,
 		MaxBackground:            64,
 		DisableXAttrs:            true,

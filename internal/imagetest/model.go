@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 )
@@ -17,6 +19,14 @@ type ModelOptions struct {
 	MaxIO   int   // bytes of the largest operation; 0: 256 KiB
 	Reopens int   // expected number of times that the target is opened again
 	Workers int   // of Parallel; 0: 4
+}
+
+// Ops is how many operations a test does: n, or SEALDISK_MODEL_OPS for a long run.
+func Ops(n int) int {
+	if v, err := strconv.Atoi(os.Getenv("SEALDISK_MODEL_OPS")); err == nil && v > 0 {
+		return v
+	}
+	return n
 }
 
 func (o ModelOptions) maxIO() int {
