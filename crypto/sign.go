@@ -16,6 +16,7 @@ const (
 
 const (
 	labelCatalogueParent = "sealdisk/v1 catalogue parent"
+	labelJournalHost     = "sealdisk/v1 journal host"
 	purposeCatalogue     = "catalogue"
 )
 
@@ -79,6 +80,14 @@ func (h HostKey) CatalogueKey(storeID [16]byte, salt Salt, header []byte) Key {
 	prk := extract(storeID[:], seed[:])
 	parent := expandLabel(&prk, labelCatalogueParent)
 	return recordKey(&parent, &salt, purposeCatalogue, NoRegion, [][]byte{header})
+}
+
+// JournalKey binds the key of a journal to this host: it alone writes its journals and
+// reads them again, so whoever else knows the epoch cannot make one (docs/format.md §9).
+func (h HostKey) JournalKey(k Key) Key {
+	seed := h.s.seed()
+	prk := extract(k[:], seed[:])
+	return expandLabel(&prk, labelJournalHost)
 }
 
 // MarshalPEM returns the private key as PKCS #8 in PEM. What it returns is secret.

@@ -27,6 +27,7 @@ type edit struct {
 	depmap    *record.DepMap
 	labels    map[string]string
 	floor     bool // the next commit's position becomes the floor
+	fresh     bool // the keys' newest epoch is new
 }
 
 // Commit puts everything written so far into the store as a new head.
@@ -69,14 +70,17 @@ func (d *Disk) commitOnce(ctx context.Context, e *edit) error {
 		frozen = dirty.New(&d.s.dirty)
 	}
 	b := &batch{d: d, frozen: frozen, seal: record.Seal{Suite: d.s.suite, Epoch: d.head.epoch, Compression: liveCompression(d.head.commit.Compression)}}
-	b.position = d.head.commit.Position()
-	b.position.Sequence++
-	next, dead, err := b.store(ctx, e, f.absorbed, merges)
+	term := d.head.lease
+	b.position = blockstore.Position{Era: term.Era, Term: term.Term, Sequence: d.head.commit.Sequence + 1}
+	hold := d.s.Store.Hold() // the collector leaves alone what no commit names yet
+	defer hold.Release()
+	next, out, err := b.store(ctx, e, f.absorbed, merges)
 	if err != nil {
 		d.putBack(merges)
+		d.since.CompareAndSwap(0, f.since) // the next try is as urgent
 		return fmt.Errorf("image %v: commit: %w", d.id, err)
 	}
-	return d.install(ctx, next, dead, frozen, f)
+	return d.install(ctx, next, out, frozen, f)
 }
 
 // liveCompression is S2 for what a guest writes, unless the image has none.
@@ -105,12 +109,7 @@ func (d *Disk) freeze() frost {
 		return d.frost
 	}
 	f := frost{absorbed: d.nextNumber - 1, spilled: d.spilled, since: d.since.Swap(0)}
-	if d.journal != nil {
-		if err := d.journal.file.Close(); err != nil {
-			d.s.Log.Warn("closing a journal", "image", d.id, "error", err)
-		}
-		d.journal = nil
-	}
+	d.endJournalLocked()
 	if d.active != nil && !d.active.Empty() {
 		d.frozen, d.active = d.active, dirty.New(&d.s.dirty)
 		d.frost = f
@@ -193,9 +192,10 @@ func (b *batch) next(ctx context.Context, put *blockstore.Batch, e *edit) (*head
 	old := b.d.head
 	next := *old
 	c := *old.commit
-	next.commit = &c
+	next.commit, next.fresh = &c, false
 	parent := old.id
 	c.Parent, c.Sequence, c.Time = &parent, b.position.Sequence, b.d.s.Now()
+	c.Era, c.Term, c.Lease = old.lease.Era, old.lease.Term, old.lease.ID
 	if e == nil {
 		return &next, nil
 	}
@@ -214,7 +214,7 @@ func (b *batch) next(ctx context.Context, put *blockstore.Batch, e *edit) (*head
 			return nil, err
 		}
 		c.Epochs = masters(e.keys)
-		next.keys, next.epoch = e.keys, e.keys.Newest()
+		next.keys, next.epoch, next.fresh = e.keys, e.keys.Newest(), e.fresh
 	}
 	if e.snapshots != nil {
 		next.snapshots = e.snapshots(c.Time)
@@ -330,12 +330,7 @@ func (d *Disk) anchorHead(h *head, absorbed blockstore.JournalNumber) error {
 func (d *Disk) switchJournal() {
 	d.flushMu.Lock()
 	defer d.flushMu.Unlock()
-	if d.journal != nil {
-		if err := d.journal.file.Close(); err != nil {
-			d.s.Log.Warn("closing a journal", "image", d.id, "error", err)
-		}
-		d.journal = nil
-	}
+	d.endJournalLocked()
 }
 
 // clear removes what a commit made superfluous. What it leaves behind after an error

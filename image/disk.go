@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -13,6 +12,7 @@ import (
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/dirty"
+	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/image/record"
 	"github.com/sealdisk/sealdisk/image/tree"
 )
@@ -45,6 +45,8 @@ type Disk struct {
 	journal    *journal   // nil until the first flush after a commit
 	nextNumber blockstore.JournalNumber
 	journals   []blockstore.JournalNumber // ours that are still there
+	lastTag    record.Tag                 // of the last record of the last journal
+	chained    bool                       // while replaying: lastTag is that of a journal that was replayed
 	mark       anchor.Mark                // what the anchor holds
 	spilled    int                        // flushes that the journal had no room for: only a commit makes them durable
 	settled    int                        // those of them that one has
@@ -67,10 +69,11 @@ type Disk struct {
 	stall   atomic.Pointer[error] // why the last commit failed, while that can pass
 	trace   atomic.Pointer[tracer]
 
-	kicks  chan struct{}
-	stop   context.CancelFunc
-	done   chan struct{} // closed when the committer has ended
-	closed atomic.Bool
+	kicks   chan struct{}
+	stop    context.CancelFunc
+	done    chan struct{} // closed when the committer has ended
+	closed  atomic.Bool
+	closing atomic.Bool
 }
 
 // head is the newest commit and what it says, opened. It is never changed, only replaced.
@@ -79,8 +82,9 @@ type head struct {
 	commit    *record.Commit
 	keys      *crypto.Keyring
 	epoch     *crypto.Epoch // that seals: the newest whose keyring is durable
+	fresh     bool          // nothing is sealed under that epoch yet
 	snapshots []record.Snapshot
-	lease     blockstore.Lease
+	lease     lease.Link // the newest one
 }
 
 // version is one state of the map with its readers.
@@ -141,6 +145,7 @@ func (d *Disk) stalled() error {
 // view is what a reader looks at: the sets of dirty sectors over one version of the map.
 type view struct {
 	d              *Disk
+	h              *head
 	v              *version
 	active, frozen *dirty.Set
 }
@@ -148,7 +153,7 @@ type view struct {
 // view takes the present state; leave must be called.
 func (d *Disk) view() view {
 	d.mu.RLock()
-	w := view{d: d, v: d.current, active: d.active, frozen: d.frozen}
+	w := view{d: d, h: d.head, v: d.current, active: d.active, frozen: d.frozen}
 	w.v.refs.Add(1)
 	d.mu.RUnlock()
 	return w
@@ -167,6 +172,37 @@ func (d *Disk) dirtyBytes() int64 {
 		n += d.frozen.Bytes()
 	}
 	return n
+}
+
+// Still commits what is dirty and gives the disk as it is then, read-only: what is
+// written later does not show in it. It holds back the freeing of what it reads; release ends that.
+func (d *Disk) Still(ctx context.Context) (still *Disk, release func(), err error) {
+	if !d.readOnly {
+		if err := d.Commit(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	w := d.view()
+	still = &Disk{s: d.s, id: d.id, readOnly: true}
+	still.begin(w.h)
+	still.current.tree = w.v.tree
+	if d.readOnly { // a journal may have been replayed over the head, and is not written to any more
+		still.active = w.active
+		still.size.Store(d.Size())
+	}
+	return still, sync.OnceFunc(w.leave), nil
+}
+
+// Guard holds back the freeing of what the present state of an image uses, if it is in
+// use here, for a check that reads the store beside it.
+func (s *Shared) Guard(id blockstore.ImageID) (release func()) {
+	s.mu.Lock()
+	d := s.writers[id]
+	s.mu.Unlock()
+	if d == nil {
+		return func() {}
+	}
+	return sync.OnceFunc(d.view().leave)
 }
 
 // kick asks for a commit soon.
@@ -226,7 +262,7 @@ func (d *Disk) commitInBackground(ctx context.Context) {
 // Close commits what is dirty and releases the image. After an error nothing that
 // was flushed is lost: the journal holds it.
 func (d *Disk) Close(ctx context.Context) error {
-	if d.closed.Load() {
+	if !d.closing.CompareAndSwap(false, true) {
 		return ErrClosed
 	}
 	if d.stop != nil {
@@ -237,13 +273,16 @@ func (d *Disk) Close(ctx context.Context) error {
 	if !d.readOnly && d.failed.Load() == nil {
 		err = d.finish(ctx)
 	}
-	d.closed.Store(true)
 	d.flushMu.Lock()
-	if d.journal != nil {
-		err = errors.Join(err, d.journal.file.Close())
-		d.journal = nil
-	}
+	d.closed.Store(true)
+	d.endJournalLocked()
 	d.flushMu.Unlock()
+	d.release()
+	return err
+}
+
+// release takes the disk out of its host's accounts.
+func (d *Disk) release() {
 	d.mu.Lock()
 	for _, set := range []*dirty.Set{d.active, d.frozen} {
 		if set != nil {
@@ -252,7 +291,24 @@ func (d *Disk) Close(ctx context.Context) error {
 	}
 	d.mu.Unlock()
 	d.s.leave(d)
-	return err
+}
+
+// endJournalLocked lets the next flush begin a new journal.
+func (d *Disk) endJournalLocked() {
+	if d.journal == nil {
+		return
+	}
+	j := d.journal
+	if j.durable < j.end { // the next journal names its last record, so it must be there
+		if err := j.file.Sync(); err != nil {
+			_ = d.fail(err) // said and kept by fail
+		}
+	}
+	d.lastTag = j.last
+	if err := j.file.Close(); err != nil {
+		d.s.Log.Warn("closing a journal", "image", d.id, "error", err)
+	}
+	d.journal = nil
 }
 
 // finish makes the last commit of a disk that is about to close.

@@ -317,3 +317,8 @@ func epochs(d *Disk) (ids []crypto.EpochID) {
 	}
 	return ids
 }
+
+// to makes some recipients the only ones.
+func to(recipients ...string) func([]string) ([]string, error) {
+	return func([]string) ([]string, error) { return recipients, nil }
+}

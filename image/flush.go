@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 
 	"github.com/sealdisk/sealdisk/blockstore"
@@ -21,11 +20,12 @@ const (
 
 // journal is the one that flushes go to. Guarded by Disk.flushMu.
 type journal struct {
-	number  blockstore.JournalNumber
+	number  blockstore.JournalNumber // in the chain of journals
 	file    *blockstore.Journal
 	sealer  *record.JournalSealer
 	end     int64 // where the next record goes
 	durable int64 // up to here an fdatasync has returned
+	last    record.Tag // of the last record in the file, or of the journal before
 	buf     []byte
 }
 
@@ -72,6 +72,9 @@ func (d *Disk) Flush(ctx context.Context) error {
 		return nil
 	}
 	err := d.waiting.do(&d.flushMu, func() error {
+		if d.closed.Load() {
+			return ErrClosed
+		}
 		err := d.journalLocked()
 		if errors.Is(err, blockstore.ErrNoSpace) {
 			d.spilled++
@@ -140,6 +143,9 @@ func (d *Disk) appendLocked(p *packer) error {
 	j.buf = b
 	off, err := j.file.Append(b)
 	if errors.Is(err, blockstore.ErrNoSpace) {
+		// The sealer has counted a record that is not in the file, and must not go back: a
+		// nonce would come twice. So the journal ends here.
+		d.endJournalLocked()
 		return err
 	}
 	if err == nil && off != j.end {
@@ -149,6 +155,7 @@ func (d *Disk) appendLocked(p *packer) error {
 		return d.fail(err)
 	}
 	j.end += int64(len(b))
+	j.last = j.sealer.Last()
 	return nil
 }
 
@@ -163,7 +170,8 @@ func (d *Disk) openJournalLocked() error {
 	d.mu.RUnlock()
 	number := d.nextNumber
 	sealer, err := record.NewJournalSealer(record.Seal{Suite: d.s.suite, Epoch: h.epoch}, record.JournalHeader{
-		Image: d.id, Host: d.s.Key.Public(), Era: h.commit.Era, Term: h.commit.Term, Number: number, Base: h.id})
+		Image: d.id, Host: d.s.Key.Public(), Era: h.commit.Era, Term: h.commit.Term, Number: number, Base: h.id},
+		d.s.Key.JournalKey, d.lastTag)
 	if err != nil {
 		return d.fail(err)
 	}
@@ -183,6 +191,7 @@ func (d *Disk) openJournalLocked() error {
 	d.nextNumber++
 	d.journals = append(d.journals, number)
 	d.journal = &journal{number: number, file: file, sealer: sealer,
+		last: d.lastTag,
 		end: record.JournalHeaderSize, durable: record.JournalHeaderSize}
 	return nil
 }
@@ -231,6 +240,15 @@ func (d *Disk) replay(h *head) error {
 		return err
 	}
 	absorbed := h.commit.Absorbed
+	present := make(map[blockstore.JournalNumber]bool)
+	for _, n := range numbers {
+		present[n] = true
+	}
+	for n := absorbed + 1; n <= d.mark.Journal; n++ {
+		if !present[n] {
+			return fmt.Errorf("image %v: journal %v was there and is gone: %w", d.id, n, ErrRolledBack)
+		}
+	}
 	d.nextNumber = max(absorbed, d.mark.Journal) + 1
 	for _, n := range numbers {
 		d.nextNumber = max(d.nextNumber, n+1)
@@ -244,9 +262,7 @@ func (d *Disk) replay(h *head) error {
 			d.journals = append(d.journals, n)
 		}
 	}
-	if open := d.mark.Journal; open > absorbed && !slices.Contains(d.journals, open) {
-		return fmt.Errorf("image %v: journal %v was open and is gone: %w", d.id, open, ErrRolledBack)
-	}
+	d.lastTag = record.Tag{} // all of them are absorbed by the next commit
 	return nil
 }
 
@@ -258,31 +274,52 @@ func (d *Disk) replayOne(h *head, n blockstore.JournalNumber, all bool) (bool, e
 		return false, err
 	}
 	defer r.Close()
-	scan, err := record.NewJournalScanner(h.keys, r, r.Size())
+	var b [record.JournalHeaderSize]byte
+	if _, err := r.ReadAt(b[:], 0); err != nil {
+		return false, &blockstore.CorruptError{What: "journal", Key: n.String(), Cause: err}
+	}
+	jh, err := record.ParseJournalHeader(b[:])
 	if err != nil {
 		return false, err
 	}
-	jh := scan.Header()
 	if jh.Image != d.id || jh.Number != n {
 		return false, &blockstore.CorruptError{What: "journal", Key: n.String(), Cause: errors.New("of another place")}
 	}
 	if jh.Host != d.s.Key.Public() || jh.Era != h.commit.Era || jh.Term != h.commit.Term {
+		if all && n <= d.mark.Journal { // we know that it was ours
+			return false, &blockstore.CorruptError{What: "journal", Key: n.String(), Cause: errors.New("host or term differs")}
+		}
 		d.s.Log.Warn("journal of another holder is kept and not replayed", "image", d.id, "journal", n)
 		return false, nil
 	}
-	for all {
+	scan, err := record.NewJournalScanner(h.keys, r, r.Size(), d.s.Key.JournalKey)
+	if err != nil || !all {
+		return err == nil, err
+	}
+	return true, d.replayRecords(scan)
+}
+
+func (d *Disk) replayRecords(scan *record.JournalScanner) error {
+	for count := 0; ; count++ {
 		ops, data, off, err := scan.Next()
+		first, last, ok := scan.Chain()
+		if ok && count == 0 && d.chained && first != d.lastTag {
+			return &blockstore.CorruptError{What: "journal", Key: scan.Header().Number.String(),
+				Cause: errors.New("the end of the journal before it is missing")}
+		}
 		if errors.Is(err, io.EOF) {
-			break
+			if ok {
+				d.lastTag, d.chained = last, true
+			}
+			return nil
 		}
 		if err == nil {
 			err = d.apply(ops, data)
 		}
 		if err != nil {
-			return false, fmt.Errorf("record at %d: %w", off, err)
+			return fmt.Errorf("record at %d: %w", off, err)
 		}
 	}
-	return true, nil
 }
 
 // apply repeats the operations of one journal record.

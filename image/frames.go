@@ -17,14 +17,22 @@ type frameID struct {
 	frame  uint32
 }
 
+// frame is an opened frame with what opened it: a map that says otherwise must not
+// get it, or one image would read another's plaintext out of memory.
+type frame struct {
+	data   []byte // never changes
+	salt   crypto.Salt
+	master crypto.MasterKey
+}
+
 // frameCache keeps opened frames in bounded memory. Its policy (W-TinyLFU) does not
-// give way to a scan. A frame in it never changes.
-type frameCache struct{ *otter.Cache[frameID, []byte] }
+// give way to a scan.
+type frameCache struct{ *otter.Cache[frameID, *frame] }
 
 func newFrameCache(maxBytes int64) (*frameCache, error) {
-	c, err := otter.New(&otter.Options[frameID, []byte]{
+	c, err := otter.New(&otter.Options[frameID, *frame]{
 		MaximumWeight: uint64(maxBytes),
-		Weigher:       func(_ frameID, b []byte) uint32 { return uint32(cap(b)) + 128 },
+		Weigher:       func(_ frameID, f *frame) uint32 { return uint32(cap(f.data)) + 256 },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image: cache of frames: %w", err)
@@ -42,17 +50,25 @@ type span struct {
 // read appends slices of opened frames that make up a span. What is not in memory is
 // opened, only the frames needed, without a copy of the sealed bytes.
 func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out [][]byte) ([][]byte, error) {
+	epoch, ok := keys.Epoch(sp.object.Epoch)
+	if !ok {
+		return out, corruptSegment(sp.object.Ref.ID, fmt.Errorf("unknown epoch %v", sp.object.Epoch))
+	}
+	master := epoch.Master()
 	log := sp.object.FrameLog - sectorLog // sectors of a frame, as a power of two
 	first, last := sp.offset>>log, (sp.offset+sp.count-1)>>log
 	frames := make([][]byte, last-first+1)
 	missing := false
 	for i := range frames {
-		b, ok := s.frames.GetIfPresent(frameID{sp.object.Ref.ID, uint32(first + i)})
-		frames[i] = b
-		missing = missing || !ok
+		f, ok := s.frames.GetIfPresent(frameID{sp.object.Ref.ID, uint32(first + i)})
+		if ok && f.salt == sp.object.Salt && f.master == master {
+			frames[i] = f.data
+			continue
+		}
+		missing = true
 	}
 	if missing {
-		if err := s.open(ctx, keys, sp, first, frames); err != nil {
+		if err := s.open(ctx, epoch, sp, first, frames); err != nil {
 			return out, err
 		}
 	}
@@ -69,12 +85,8 @@ func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out []
 }
 
 // open fills the empty places of frames, which begin with frame number first.
-func (s *Shared) open(ctx context.Context, keys *crypto.Keyring, sp span, first int, frames [][]byte) error {
+func (s *Shared) open(ctx context.Context, epoch *crypto.Epoch, sp span, first int, frames [][]byte) error {
 	id := sp.object.Ref.ID
-	epoch, ok := keys.Epoch(sp.object.Epoch)
-	if !ok {
-		return corruptSegment(id, fmt.Errorf("unknown epoch %v", sp.object.Epoch))
-	}
 	err := s.Store.Get(ctx, id, func(b []byte) error {
 		seg, err := record.OpenSegment(epoch, sp.region, sp.object.Salt, b)
 		if err != nil {
@@ -92,12 +104,12 @@ func (s *Shared) open(ctx context.Context, keys *crypto.Keyring, sp span, first 
 				continue
 			}
 			n := min(size, int(sp.object.Sectors)*record.SectorSize-(first+i)*size)
-			frame, err := seg.OpenFrame(make([]byte, 0, max(n, 0)), first+i)
+			data, err := seg.OpenFrame(make([]byte, 0, max(n, 0)), first+i)
 			if err != nil {
 				return err
 			}
-			frames[i] = frame
-			s.frames.Set(frameID{id, uint32(first + i)}, frame)
+			frames[i] = data
+			s.frames.Set(frameID{id, uint32(first + i)}, &frame{data, sp.object.Salt, epoch.Master()})
 		}
 		return nil
 	})

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -92,35 +94,43 @@ func (s *Shared) leave(d *Disk) {
 
 // throttle starts a commit at half the bound and makes a writer wait at the bound.
 // The wait ends with an error if the commit that it waits for cannot be made.
-func (s *Shared) throttle(d *Disk) error {
+func (s *Shared) throttle(ctx context.Context, d *Disk) error {
 	if s.dirty.Load() < s.DirtyBytes/2 {
 		return nil
 	}
+	defer context.AfterFunc(ctx, s.shrunk)()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
-		s.kickLargestLocked()
-		if s.dirty.Load() < s.DirtyBytes {
+		if s.pressLocked() < s.DirtyBytes {
 			return nil
 		}
-		if err := d.stalled(); err != nil {
+		if err := errors.Join(d.stalled(), ctx.Err()); err != nil {
 			return err
 		}
 		s.drained.Wait()
 	}
 }
 
-func (s *Shared) kickLargestLocked() {
+// pressLocked asks the disk with most dirty bytes for a commit, and gives how much
+// waits for commits that can be made: a disk that cannot make its own holds up no other.
+func (s *Shared) pressLocked() (waiting int64) {
 	var largest *Disk
 	var most int64
 	for _, d := range s.writers {
-		if n := d.dirtyBytes(); n > most {
+		n := d.dirtyBytes()
+		if d.stalled() != nil {
+			continue
+		}
+		waiting += n
+		if n > most {
 			largest, most = d, n
 		}
 	}
 	if largest != nil {
 		largest.kick()
 	}
+	return waiting
 }
 
 // shrunk wakes writers that wait at the bound.

@@ -52,7 +52,7 @@ func (s *Shared) Open(ctx context.Context, id blockstore.ImageID, o OpenOptions)
 		}
 	}
 	if err := d.start(ctx, h); err != nil {
-		s.leave(d)
+		d.release()
 		return nil, err
 	}
 	return d, nil
@@ -72,12 +72,10 @@ func (d *Disk) start(ctx context.Context, h *head) error {
 	d.begin(h)
 	d.active = dirty.New(&d.s.dirty)
 	if err := d.replay(h); err != nil {
-		d.active.Release()
 		return err
 	}
 	if h.commit.Position().Compare(d.mark.Position()) > 0 { // a crash came before the anchor
 		if err := d.anchorHead(h, h.commit.Absorbed); err != nil {
-			d.active.Release()
 			return err
 		}
 	}
@@ -85,7 +83,6 @@ func (d *Disk) start(ctx context.Context, h *head) error {
 		return nil
 	}
 	if err := d.commit(ctx, nil); err != nil {
-		d.active.Release()
 		return err
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -115,8 +112,9 @@ func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, anchor
 	if err != nil {
 		return fail(err)
 	}
-	if term.ID != chain[len(chain)-1].ID {
-		s.Log.Warn("the head is of an earlier term than the newest lease", "image", id)
+	newest := chain[len(chain)-1]
+	if term.ID != newest.ID && (newest.LastCommit == nil || *newest.LastCommit != headID) {
+		return fail(fmt.Errorf("%w: the head was signed after its holder had given the lease away", ErrFork))
 	}
 	if seen {
 		switch c := public.Position().Compare(mark.Position()); {
@@ -126,7 +124,7 @@ func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, anchor
 			return fail(fmt.Errorf("%w: commits %v and %v at %v", ErrFork, headID, mark.Commit, mark.Position()))
 		}
 	}
-	h := &head{id: headID, lease: chain[len(chain)-1].Lease}
+	h := &head{id: headID, lease: newest}
 	if err := s.openHead(ctx, h, id, raw); err != nil {
 		return fail(err)
 	}

@@ -2,9 +2,11 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
+	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/image/dirty"
 	"github.com/sealdisk/sealdisk/image/record"
 )
@@ -46,12 +48,25 @@ func (d *Disk) ReadVector(ctx context.Context, off int64, n int) ([][]byte, erro
 	if t := d.trace.Load(); t != nil {
 		t.note(off, n)
 	}
-	w := d.view()
-	defer w.leave()
+	for {
+		w := d.view()
+		vec, err := w.readAll(ctx, off, n)
+		w.leave()
+		if errors.Is(err, blockstore.ErrNotFound) && d.state() != w.h {
+			continue // a commit came in between, and the collector after it
+		}
+		if err != nil {
+			return nil, err
+		}
+		return trim(vec, int(off%sectorSize), n), nil
+	}
+}
+
+// readAll gives the slices of all sectors that n bytes at off touch.
+func (w view) readAll(ctx context.Context, off int64, n int) (vec [][]byte, err error) {
 	first := off / sectorSize
 	last := (off + int64(n) - 1) / sectorSize
-	vec := make([][]byte, 0, 4)
-	var err error
+	vec = make([][]byte, 0, 4)
 	for first <= last {
 		region, sector := uint64(first/record.RegionSectors), int(first%record.RegionSectors)
 		count := int(min(last-first+1, int64(record.RegionSectors-sector)))
@@ -60,7 +75,7 @@ func (d *Disk) ReadVector(ctx context.Context, off int64, n int) ([][]byte, erro
 		}
 		first += int64(count)
 	}
-	return trim(vec, int(off%sectorSize), n), nil
+	return vec, nil
 }
 
 // trim drops skip bytes in front and what lies beyond n bytes.

@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -76,16 +75,24 @@ func (d *Disk) Recipients() []string { return slices.Clone(d.state().keys.Recipi
 // Labels gives the labels of the head.
 func (d *Disk) Labels() map[string]string { return d.state().commit.Labels }
 
-// SetRecipients reseals the keyring to others; who is left out cannot read what is
-// written from then on, because a removal begins a new epoch.
-func (d *Disk) SetRecipients(ctx context.Context, recipients []string) error {
+// SetRecipients reseals the keyring to those that change makes of the present ones; who
+// is left out cannot read what is written from then on, because a removal begins a new
+// epoch.
+func (d *Disk) SetRecipients(ctx context.Context, change func(now []string) ([]string, error)) error {
 	if err := d.writable(); err != nil {
 		return err
 	}
 	d.commitMu.Lock()
 	defer d.commitMu.Unlock()
 	old := d.head.keys
+	recipients, err := change(slices.Clone(old.Recipients))
+	if err != nil {
+		return err
+	}
 	keys := old.WithRecipients(recipients)
+	if slices.Equal(keys.Recipients, old.Recipients) {
+		return nil
+	}
 	if slices.ContainsFunc(old.Recipients, func(r string) bool { return !slices.Contains(keys.Recipients, r) }) {
 		keys = keys.WithEpoch(crypto.NewEpoch())
 	}
@@ -100,41 +107,63 @@ func (d *Disk) SetLabels(ctx context.Context, labels map[string]string) error {
 	return d.commit(ctx, &edit{labels: labels})
 }
 
+// maxCloneEpochs leaves room in a keyring (256 epochs) for recipients to be removed.
+const maxCloneEpochs = 200
+
 // Clone makes an independent image of the head, or of a snapshot, that shares its
 // segments. Of the options only labels, recipients (empty: those of the image), admins
-// and passphrase count. Both sides begin a new epoch, so neither can read what the
-// other writes from now on. On a host without the lease the image cannot begin one;
-// then the clone's recipients must be among its own.
+// and passphrase count. The clone gets the epochs up to the fork and one of its own, and
+// the image writes under another one than those: neither can read what the other writes
+// from now on. So it takes the lease of the image (ErrReadOnly without).
 func (d *Disk) Clone(ctx context.Context, snapshot string, o CreateOptions) (blockstore.ImageID, error) {
-	none := blockstore.ImageID{}
+	if err := d.writable(); err != nil {
+		return blockstore.ImageID{}, err
+	}
 	d.commitMu.Lock()
 	defer d.commitMu.Unlock()
 	if len(o.Recipients) == 0 {
 		o.Recipients = d.head.keys.Recipients
 	}
-	h := d.head
-	var err error
-	if snapshot != "" {
-		if h, err = d.s.loadSnapshot(ctx, d.head, snapshot); err != nil {
-			return none, err
-		}
-	} else if err := d.writable(); err == nil {
-		if err := d.commitLocked(ctx, nil); err != nil {
-			return none, err
-		}
-		h = d.head
-	} else if !d.readOnly || d.dirtyBytes() > 0 {
-		return none, errors.Join(err, ErrReadOnly)
+	h, keys, err := d.forkPoint(ctx, snapshot)
+	if err != nil {
+		return blockstore.ImageID{}, err
 	}
-	keys := d.head.keys // up to the fork
-	if d.writable() == nil {
-		if err := d.commitLocked(ctx, &edit{floor: true, keys: keys.WithEpoch(crypto.NewEpoch())}); err != nil {
-			return none, err
+	if keys.Newest() == d.head.epoch {
+		if len(d.head.keys.Epochs) >= maxCloneEpochs {
+			return blockstore.ImageID{}, fmt.Errorf("image: %d epochs, no room for a clone's: export and import it anew", len(d.head.keys.Epochs))
 		}
-	} else if slices.ContainsFunc(o.Recipients, func(r string) bool { return !slices.Contains(keys.Recipients, r) }) {
-		return none, fmt.Errorf("%w: a clone made here cannot have other recipients than its parent", ErrNotHolder)
+		e := &edit{floor: true, fresh: true, keys: d.head.keys.WithEpoch(crypto.NewEpoch())}
+		if err := d.commitLocked(ctx, e); err != nil {
+			return blockstore.ImageID{}, err
+		}
 	}
 	return d.fork(ctx, h, keys, o)
+}
+
+// forkPoint gives the state that a clone begins with, and the epochs that its map needs.
+func (d *Disk) forkPoint(ctx context.Context, snapshot string) (*head, *crypto.Keyring, error) {
+	if snapshot != "" {
+		h, err := d.s.loadSnapshot(ctx, d.head, snapshot)
+		if err != nil {
+			return nil, nil, err
+		}
+		keys := *h.keys
+		keys.Epochs = nil
+		for _, m := range h.commit.Epochs {
+			if e, ok := h.keys.Epoch(m.ID); ok {
+				keys.Epochs = append(keys.Epochs, e)
+			}
+		}
+		return h, &keys, nil
+	}
+	if err := d.commitLocked(ctx, nil); err != nil {
+		return nil, nil, err
+	}
+	keys := *d.head.keys
+	if d.head.fresh { // nothing is sealed under the newest yet
+		keys.Epochs = keys.Epochs[:len(keys.Epochs)-1]
+	}
+	return d.head, &keys, nil
 }
 
 // fork makes the clone's own records over the map of h.

@@ -43,7 +43,7 @@ func newVictim(t *testing.T) *victim {
 	scribble(t, d, v.model, rng, 30)
 	d.Record()
 	same(t, d, v.model)
-	if err := errors.Join(d.Snapshot(ctx, "second"), d.SetRecipients(ctx, []string{v.recipient})); err != nil {
+	if err := errors.Join(d.Snapshot(ctx, "second"), d.SetRecipients(ctx, to(v.recipient))); err != nil {
 		t.Fatal(err)
 	}
 	scribble(t, d, v.model, rng, 10)

@@ -16,6 +16,7 @@ import (
 // Verify checks an image as audit.Public does and opens every frame of its head and of
 // all snapshots, and its journals unless the image is in use.
 func (s *Shared) Verify(ctx context.Context, id blockstore.ImageID, report func(audit.Fault), progress audit.Progress) error {
+	defer s.Guard(id)()
 	if err := audit.Public(ctx, s.Store, id, report, nil); err != nil {
 		return err
 	}
@@ -181,7 +182,7 @@ func (s *Shared) verifyJournal(h *head, id blockstore.ImageID, n blockstore.Jour
 		return err
 	}
 	defer r.Close()
-	scan, err := record.NewJournalScanner(h.keys, r, r.Size())
+	scan, err := record.NewJournalScanner(h.keys, r, r.Size(), s.Key.JournalKey)
 	for err == nil {
 		_, _, _, err = scan.Next()
 	}

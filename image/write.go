@@ -14,7 +14,7 @@ func (d *Disk) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := d.checkRange(off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	if err := d.s.throttle(d); err != nil {
+	if err := d.s.throttle(ctx, d); err != nil {
 		return 0, err
 	}
 	done := 0
@@ -100,7 +100,7 @@ func (d *Disk) Discard(ctx context.Context, off, n int64) error {
 	if err := d.checkRange(off, n); err != nil {
 		return err
 	}
-	if err := d.s.throttle(d); err != nil {
+	if err := d.s.throttle(ctx, d); err != nil {
 		return err
 	}
 	end := off + n

@@ -208,6 +208,9 @@ func (v *publicVerifier) node(ctx context.Context, ref blockstore.Ref, level uin
 		for _, c := range p.Children {
 			sum += c.Subtree
 		}
+		if p.Patch {
+			return fmt.Errorf("patch leaf: %w", blockstore.ErrFormat) // nothing writes them yet
+		}
 		if p.Level != level || sum != ref.Subtree {
 			return fmt.Errorf("level %d and %d bytes below, want %d and %d: %w", p.Level, sum, level, ref.Subtree, blockstore.ErrCorrupt)
 		}
@@ -219,8 +222,8 @@ func (v *publicVerifier) node(ctx context.Context, ref blockstore.Ref, level uin
 		return nil
 	}
 	for _, c := range p.Children {
-		if level > 0 || p.Patch && len(p.Children) > 0 && c.Subtree != uint64(c.Length) {
-			err = v.node(ctx, c, max(level, 1)-1)
+		if level > 0 {
+			err = v.node(ctx, c, level-1)
 		} else {
 			err = v.segment(ctx, c)
 		}

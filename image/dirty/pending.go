@@ -25,14 +25,10 @@ type Sink interface {
 // Drain hands every sector that no journal holds to the sink, and counts it as
 // held. It reports whether all was taken. One Drain runs at a time; writes may go on.
 func (s *Set) Drain(sink Sink) bool {
-	s.queueMu.Lock()
-	if s.sized && !sink.Resize(s.size.Load()) {
-		s.queueMu.Unlock()
-		return false
-	}
-	s.sized = false
-	s.queueMu.Unlock()
 	for {
+		if !s.drainSize(sink) {
+			return false
+		}
 		s.queueMu.Lock()
 		if len(s.queue) == 0 {
 			s.queue = nil
@@ -43,7 +39,9 @@ func (s *Set) Drain(sink Sink) bool {
 		s.queueMu.Unlock()
 
 		r.mu.Lock()
-		done := r.drainLocked(sink)
+		// A write beyond the old end is in the region only if the new size is here by now,
+		// and the journal must tell of the size first.
+		done := s.drainSize(sink) && r.drainLocked(sink)
 		if done {
 			// Nobody else takes from the head: a region queued meanwhile stands behind it.
 			s.queueMu.Lock()
@@ -56,6 +54,16 @@ func (s *Set) Drain(sink Sink) bool {
 			return false
 		}
 	}
+}
+
+func (s *Set) drainSize(sink Sink) bool {
+	s.queueMu.Lock()
+	defer s.queueMu.Unlock()
+	if s.sized && !sink.Resize(s.size.Load()) {
+		return false
+	}
+	s.sized = false
+	return true
 }
 
 func (r *region) drainLocked(sink Sink) bool {

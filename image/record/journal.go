@@ -81,9 +81,20 @@ func ParseJournalHeader(b []byte) (h JournalHeader, err error) {
 	return h, nil
 }
 
+// Binder binds a journal's key to the host that writes and replays it:
+// crypto.HostKey.JournalKey. Nil, for test vectors, leaves it as the epoch gives it.
+type Binder func(crypto.Key) crypto.Key
+
+// Tag is the authentication tag of a journal record.
+type Tag [crypto.Overhead]byte
+
 // key derives the key of the journal from its header.
-func (h *JournalHeader) key(e *crypto.Epoch) crypto.Key {
-	return e.Key(crypto.PurposeJournal, crypto.NoRegion, h.Salt, h.append(nil))
+func (h *JournalHeader) key(e *crypto.Epoch, bind Binder) crypto.Key {
+	key := e.Key(crypto.PurposeJournal, crypto.NoRegion, h.Salt, h.append(nil))
+	if bind != nil {
+		key = bind(key)
+	}
+	return key
 }
 
 // seal returns the 4,096 bytes of the header. The tag is that of an empty frame, 0
@@ -175,15 +186,16 @@ type JournalSealer struct {
 	front  []byte // the sealed header
 	sealer *crypto.Sealer
 	number uint64
-	tag    [crypto.Overhead]byte // of the previous record
-	size   uint64                // bytes of the file up to the end of the last record
+	tag    Tag    // of the previous record
+	size   uint64 // bytes of the file up to the end of the last record
 }
 
 // NewJournalSealer begins a journal: Suite, Epoch and a fresh Salt come from seal,
-// all else from h.
-func NewJournalSealer(seal Seal, h JournalHeader) (*JournalSealer, error) {
+// all else from h. Previous is the last tag of the journal before it, if that one is to
+// be replayed before this one, else zero.
+func NewJournalSealer(seal Seal, h JournalHeader, bind Binder, previous Tag) (*JournalSealer, error) {
 	h.Suite, h.Epoch, h.Salt = seal.Suite, seal.Epoch.ID(), crypto.NewSalt()
-	key := h.key(seal.Epoch)
+	key := h.key(seal.Epoch, bind)
 	front, err := h.seal(key)
 	if err != nil {
 		return nil, fmt.Errorf("record: seal journal: %w", err)
@@ -192,11 +204,14 @@ func NewJournalSealer(seal Seal, h JournalHeader) (*JournalSealer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record: seal journal: %w", err)
 	}
-	return &JournalSealer{header: h, front: front, sealer: sealer, size: JournalHeaderSize}, nil
+	return &JournalSealer{header: h, front: front, sealer: sealer, tag: previous, size: JournalHeaderSize}, nil
 }
 
 // Header returns the 4,096 bytes that the file begins with.
 func (w *JournalSealer) Header() []byte { return slices.Clone(w.front) }
+
+// Last returns the tag of the last record, or of the journal before if there is none.
+func (w *JournalSealer) Last() Tag { return w.tag }
 
 // Record appends the next record to dst, zero padded to a multiple of 4,096 bytes.
 // It belongs in the file where the last one ended. Data is that of the writes, in

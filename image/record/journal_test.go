@@ -31,7 +31,7 @@ type tape struct {
 
 func newTape(t testing.TB, w world) *tape {
 	t.Helper()
-	j, err := NewJournalSealer(w.seal, JournalHeader{Image: fill32(1), Host: w.host.Public(), Era: 1, Term: 2, Number: 3, Base: fill32(4)})
+	j, err := NewJournalSealer(w.seal, JournalHeader{Image: fill32(1), Host: w.host.Public(), Era: 1, Term: 2, Number: 3, Base: fill32(4)}, w.host.JournalKey, Tag{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func write(sector uint64, data []byte) Op {
 // play returns how many records could be read, and what came then. All must be as
 // they were written.
 func (j *tape) play(t fataler, w world, file []byte) (n int, err error) {
-	s, err := NewJournalScanner(w.keys, bytes.NewReader(file), int64(len(file)))
+	s, err := NewJournalScanner(w.keys, bytes.NewReader(file), int64(len(file)), w.host.JournalKey)
 	if err != nil {
 		return 0, err
 	}
@@ -290,7 +290,7 @@ func TestJournalReadError(t *testing.T) {
 	j.add(t, 4096, []Op{write(9, d)}, d)
 	j.bytes = append(j.bytes, make([]byte, 3*4096)...)
 	for off := range int64(len(j.bytes) - 4096 + journalRecord) {
-		s, err := NewJournalScanner(w.keys, failing{bytes.NewReader(j.bytes), off}, int64(len(j.bytes)))
+		s, err := NewJournalScanner(w.keys, failing{bytes.NewReader(j.bytes), off}, int64(len(j.bytes)), w.host.JournalKey)
 		for err == nil {
 			_, _, _, err = s.Next()
 		}

@@ -23,15 +23,16 @@ type JournalScanner struct {
 	opener *crypto.Opener
 	off    int64  // of the next record
 	number uint64 // of the next record
-	tag    [crypto.Overhead]byte
+	tag    Tag    // of the last record
+	first  Tag    // what the first record says of the journal before
 	buf    []byte
 	ops    []Op
 	done   error // what Next says from now on
 }
 
 // NewJournalScanner reads the header of a journal of size bytes and checks its tag.
-// An error of r is wrapped and is no blockstore.ErrCorrupt.
-func NewJournalScanner(k *crypto.Keyring, r io.ReaderAt, size int64) (*JournalScanner, error) {
+// Bind is that of the sealer. An error of r is wrapped and is no blockstore.ErrCorrupt.
+func NewJournalScanner(k *crypto.Keyring, r io.ReaderAt, size int64, bind Binder) (*JournalScanner, error) {
 	if size < JournalHeaderSize {
 		return nil, corrupt("journal", "%d bytes", size)
 	}
@@ -47,7 +48,7 @@ func NewJournalScanner(k *crypto.Keyring, r io.ReaderAt, size int64) (*JournalSc
 	if err != nil {
 		return nil, fmt.Errorf("record: open journal: %w", err)
 	}
-	opener, err := crypto.NewOpener(h.Suite, h.key(e))
+	opener, err := crypto.NewOpener(h.Suite, h.key(e, bind))
 	if err != nil {
 		return nil, fmt.Errorf("record: open journal: %w", err)
 	}
@@ -61,6 +62,10 @@ func NewJournalScanner(k *crypto.Keyring, r io.ReaderAt, size int64) (*JournalSc
 // Header returns the journal's header. It is authentic; whether the journal belongs
 // here is for the commit, the lease and the anchor to say.
 func (s *JournalScanner) Header() JournalHeader { return s.header }
+
+// Chain returns what the first record names as the last tag of the journal before, and
+// the tag of the last record so far; ok is false while there is no record.
+func (s *JournalScanner) Chain() (first, last Tag, ok bool) { return s.first, s.tag, s.number > 0 }
 
 // Next returns the operations of the next record, the joined data of its writes,
 // and where it begins in the file. Both slices are good until the next call. At the
@@ -87,7 +92,7 @@ func (s *JournalScanner) next() ([]Op, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if !ok || h.number != s.number || h.previous != s.tag {
+	if !ok || h.number != s.number || h.number > 0 && h.previous != s.tag {
 		return nil, nil, s.end()
 	}
 	body, err := s.open(&h)
@@ -104,6 +109,9 @@ func (s *JournalScanner) next() ([]Op, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if h.number == 0 {
+		s.first = h.previous
+	}
 	s.tag = h.tag
 	return s.ops, body, nil
 }
@@ -115,8 +123,8 @@ type recordHeader struct {
 	n        int // sealed length
 	number   uint64
 	durable  uint64
-	previous [crypto.Overhead]byte
-	tag      [crypto.Overhead]byte // once it was read
+	previous Tag
+	tag      Tag // once it was read
 }
 
 // readHeader reads the header at off; ok is false if there is none of a record that

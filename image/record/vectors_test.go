@@ -262,7 +262,7 @@ func sameDigest(v *vector, data []byte) error {
 }
 
 func (w world) checkJournalVector(t *testing.T, v *vector) error {
-	s, err := NewJournalScanner(w.keys, bytes.NewReader(v.bytes), int64(len(v.bytes)))
+	s, err := NewJournalScanner(w.keys, bytes.NewReader(v.bytes), int64(len(v.bytes)), nil)
 	if err != nil {
 		return err
 	}

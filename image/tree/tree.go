@@ -16,17 +16,39 @@ import (
 // It is safe for concurrent use.
 type Loader struct {
 	store *blockstore.Store
-	cache *otter.Cache[blockstore.ObjectID, node]
+	cache *otter.Cache[blockstore.ObjectID, cached]
 }
 
 // node is a *record.Leaf or a *record.Inner.
 type node any
 
+// cached is an opened node with what opened it: who has other keys must not get it.
+type cached struct {
+	node   node
+	epoch  crypto.EpochID
+	master crypto.MasterKey
+}
+
+// keep holds a node in memory.
+func (l *Loader) keep(id blockstore.ObjectID, n node, e *crypto.Epoch) {
+	l.cache.Set(id, cached{node: n, epoch: e.ID(), master: e.Master()})
+}
+
+// kept gives a node from memory to who could open it.
+func (l *Loader) kept(id blockstore.ObjectID, keys *crypto.Keyring) (node, bool) {
+	c, ok := l.cache.GetIfPresent(id)
+	if !ok {
+		return nil, false
+	}
+	e, ok := keys.Epoch(c.epoch)
+	return c.node, ok && e.Master() == c.master
+}
+
 // NewLoader keeps about maxBytes of opened nodes.
 func NewLoader(store *blockstore.Store, maxBytes int64) (*Loader, error) {
-	cache, err := otter.New(&otter.Options[blockstore.ObjectID, node]{
+	cache, err := otter.New(&otter.Options[blockstore.ObjectID, cached]{
 		MaximumWeight: uint64(maxBytes),
-		Weigher:       func(_ blockstore.ObjectID, n node) uint32 { return weight(n) },
+		Weigher:       func(_ blockstore.ObjectID, c cached) uint32 { return weight(c.node) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("tree: cache of nodes: %w", err)
@@ -68,32 +90,36 @@ func Span(level uint8) uint64 { return 1 << (8 * level) }
 
 // load gives a node of the tree, from memory or from the store.
 func (t Tree) load(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (node, error) {
-	if n, ok := t.Loader.cache.GetIfPresent(id); ok {
+	if n, ok := t.Loader.kept(id, t.Keys); ok {
 		return n, nil
 	}
-	n, err := t.fetch(ctx, id, level, index)
+	n, e, err := t.fetch(ctx, id, level, index)
 	if err != nil {
 		return nil, fmt.Errorf("tree: node %v (level %d, index %d): %w", id, level, index, err)
 	}
-	t.Loader.cache.Set(id, n)
+	t.Loader.keep(id, n, e)
 	return n, nil
 }
 
 // fetch reads a node from the store, past the cache.
-func (t Tree) fetch(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (node, error) {
-	var n node
-	err := t.Loader.store.Get(ctx, id, func(b []byte) (err error) {
+func (t Tree) fetch(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (n node, e *crypto.Epoch, err error) {
+	err = t.Loader.store.Get(ctx, id, func(b []byte) (err error) {
 		if blockstore.IDOf(b) != id {
 			return &blockstore.CorruptError{What: "node", Key: id.String(), Cause: fmt.Errorf("digest differs")}
 		}
-		if level == 0 {
-			n, err = record.OpenLeaf(t.Keys, b, index)
-		} else {
-			n, err = record.OpenInner(t.Keys, b, level, index)
+		h, _, _, err := blockstore.ParseRecord(b)
+		if err != nil {
+			return err
 		}
+		e, _ = t.Keys.Epoch(h.Epoch) // that it is there OpenLeaf and OpenInner see to
+		if level > 0 {
+			n, err = record.OpenInner(t.Keys, b, level, index)
+			return err
+		}
+		n, err = record.OpenLeaf(t.Keys, b, index)
 		return err
 	})
-	return n, err
+	return n, e, err
 }
 
 func (t Tree) inner(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (*record.Inner, error) {
@@ -116,6 +142,9 @@ func (t Tree) leaf(ctx context.Context, id blockstore.ObjectID, region uint64) (
 	l, ok := n.(*record.Leaf)
 	if !ok || l.Region != region {
 		return nil, misplaced(id, 0, region)
+	}
+	if l.Base >= 0 { // nothing writes them yet
+		return nil, fmt.Errorf("tree: node %v: patch leaf: %w", id, blockstore.ErrFormat)
 	}
 	return l, nil
 }
@@ -229,9 +258,15 @@ func (t Tree) walk(ctx context.Context, ref blockstore.Ref, level uint8, index u
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	n, err := t.fetch(ctx, ref.ID, level, index)
+	n, _, err := t.fetch(ctx, ref.ID, level, index)
+	if err != nil {
+		n = nil
+	}
 	leaf, _ := n.(*record.Leaf)
 	in, _ := n.(*record.Inner)
+	if leaf != nil && leaf.Base >= 0 {
+		leaf, err = nil, fmt.Errorf("patch leaf: %w", blockstore.ErrFormat)
+	}
 	err = visit(level, index, ref, leaf, in, err)
 	if errors.Is(err, ErrSkip) {
 		return nil

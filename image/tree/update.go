@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image/record"
 )
 
@@ -140,7 +141,7 @@ func (t Tree) SealLeaf(seal record.Seal, birth blockstore.Position, l *record.Le
 	for _, o := range l.Objects {
 		subtree += o.Ref.Subtree
 	}
-	object, child := t.entry(b, l, birth)
+	object, child := t.entry(b, l, seal.Epoch, birth)
 	child.Ref.Subtree, child.Sectors = subtree, mapped(l)
 	return object, child, nil
 }
@@ -153,7 +154,7 @@ func (u *updater) inner(n *record.Inner) (*record.Child, error) {
 	if err != nil {
 		return nil, err
 	}
-	object, child := u.t.entry(b, n, u.birth)
+	object, child := u.t.entry(b, n, u.seal.Epoch, u.birth)
 	child.Ref.Subtree = uint64(len(b))
 	for _, c := range n.Children {
 		child.Ref.Subtree += c.Ref.Subtree
@@ -164,9 +165,9 @@ func (u *updater) inner(n *record.Inner) (*record.Child, error) {
 }
 
 // entry keeps a new node in memory and describes it to the store and to its parent.
-func (t Tree) entry(b []byte, n node, birth blockstore.Position) (blockstore.Object, *record.Child) {
+func (t Tree) entry(b []byte, n node, e *crypto.Epoch, birth blockstore.Position) (blockstore.Object, *record.Child) {
 	id := blockstore.IDOf(b)
-	t.Loader.cache.Set(id, n)
+	t.Loader.keep(id, n, e)
 	return blockstore.Object{ID: id, Bytes: b},
 		&record.Child{Ref: blockstore.Ref{ID: id, Length: uint32(len(b))}, Birth: birth}
 }
