@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
@@ -26,8 +27,10 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func mend(dir string, opt badger.Options) error {
-	if err := mendLogs(dir); err != nil {
-		return fmt.Errorf("blockstore: open: %w", err)
+	for _, step := range []func(string) error{mendLogs, syncLogs} {
+		if err := step(dir); err != nil {
+			return fmt.Errorf("blockstore: open: %w", err)
+		}
 	}
 	if err := mendManifest(filepath.Join(dir, badger.ManifestFilename)); err != nil {
 		return fmt.Errorf("blockstore: open: %w", err)
@@ -55,6 +58,35 @@ func mendLogs(dir string) error {
 		}
 	}
 	return nil
+}
+
+// syncLogs makes durable what Badger is about to read. A process that was killed may have
+// left writes that nobody has synced; what is built on them (an anchor, a journal that
+// goes) must not outlive them. Older value logs were synced when they were finished.
+func syncLogs(dir string) error {
+	logs, err := filepath.Glob(filepath.Join(dir, "*.vlog"))
+	if err != nil {
+		return err
+	}
+	slices.Sort(logs)
+	logs = logs[max(0, len(logs)-2):]
+	more, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	if err != nil {
+		return err
+	}
+	for _, path := range append(append(logs, more...), filepath.Join(dir, badger.ManifestFilename)) {
+		f, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) { // the manifest of a store that was not finished
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return syncDir(dir)
 }
 
 // mendManifest cuts off a last record that was being appended: some unit of it was
