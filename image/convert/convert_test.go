@@ -191,7 +191,7 @@ func scattered(seed uint64, size int) *memory {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	at := 0
 	for at < size {
-		at += rng.IntN(3 << 20)
+		at += rng.IntN(min(3<<20, size))
 		n := min(size-at, 1+rng.IntN(1<<rng.IntN(22)))
 		if n <= 0 {
 			break
