@@ -1,7 +1,10 @@
 package powercut
 
 import (
+	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -211,6 +214,42 @@ func (f *FS) copyTree(names func(*inode) map[string]*inode, data func(*content) 
 	}
 	walk(f.root, out.root)
 	return out
+}
+
+// Save writes the files out to a folder of another file system, to be looked at.
+func (f *FS) Save(dir string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return save(f.root, dir)
+}
+
+func save(n *inode, path string) error {
+	if n.dir() {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return err
+		}
+		for name, child := range n.entries {
+			if err := save(child, filepath.Join(path, name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if n.content == nil {
+		return nil
+	}
+	out, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	err = out.Truncate(n.size)
+	for index, p := range n.pages {
+		if p != zeroPage {
+			_, werr := out.WriteAt(p[:min(pageSize, n.size-index*pageSize)], index*pageSize)
+			err = errors.Join(err, werr)
+		}
+	}
+	return errors.Join(err, out.Close())
 }
 
 // Pending tells how much a cut could lose now: changes of names, and pages and sizes of files that

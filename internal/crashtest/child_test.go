@@ -108,11 +108,12 @@ type writer struct {
 func childWrite(args []string) error {
 	var w writer
 	var err error
-	if w.buffered, err = os.OpenFile(args[0], os.O_RDWR, 0); err != nil {
-		return err
+	if w.buffered, err = os.OpenFile(args[0], os.O_RDWR, 0); err == nil {
+		w.direct, err = os.OpenFile(args[0], os.O_RDWR|unix.O_DIRECT, 0)
 	}
-	if w.direct, err = os.OpenFile(args[0], os.O_RDWR|unix.O_DIRECT, 0); err != nil {
-		return err
+	if err != nil { // the daemon may be gone already
+		w.fail(err)
+		return nil
 	}
 	var n [3]uint64
 	for i, s := range args[1:] {
@@ -126,7 +127,7 @@ func childWrite(args []string) error {
 	for i := range workers {
 		group.Go(func() {
 			if err := w.work(i, i*share, share, rand.New(rand.NewPCG(n[2], uint64(i)))); err != nil {
-				w.say("e " + strings.ReplaceAll(err.Error(), "\n", " "))
+				w.fail(err)
 			}
 		})
 	}
@@ -142,6 +143,8 @@ func (w *writer) say(line string) {
 		os.Exit(1) // nobody listens
 	}
 }
+
+func (w *writer) fail(err error) { w.say("e " + strings.ReplaceAll(err.Error(), "\n", " ")) }
 
 // work writes in batches to its own sectors, half of them to a few.
 func (w *writer) work(worker, first, count int, r *rand.Rand) error {

@@ -17,5 +17,6 @@
 // that moment may hold.
 //
 // The environment says how long it takes: SEALDISK_CRASH_KILLS, SEALDISK_CRASH_CUTS (numbers),
-// SEALDISK_CRASH_SEED (for the choices of the parent; 0 is a new one).
+// SEALDISK_CRASH_SEED (for the choices of the parent; 0 is a new one); SEALDISK_CRASH_KEEP is a folder
+// for what was on the disk when a store did not come up after a cut.
 package crashtest

@@ -1,6 +1,7 @@
 package crashtest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -35,15 +36,16 @@ func (d *disk) unplug() error {
 
 // future is what may be found after a cut.
 type future struct {
-	seeds []uint64
-	disks []*powercut.FS
-	may   states
-	names *names
+	before *powercut.FS // with all that was written
+	seeds  []uint64
+	disks  []*powercut.FS
+	may    states
+	names  *names
 }
 
 // cut cuts the power beneath a daemon that runs, in several ways at one moment, and kills it.
 func (w *world) cut(d *disk, ways int) (*future, error) {
-	f := &future{names: w.names.copy()}
+	f := &future{before: d.fs.Synced(), names: w.names.copy()}
 	now := w.model.freeze() // acknowledged before the cut, so durable
 	for range ways {
 		seed := w.r.Uint64()
@@ -62,12 +64,16 @@ func (w *world) survive(d *disk, f *future) error {
 		if err := d.plugIn(); err != nil {
 			return err
 		}
+		before := fs.Synced()
 		took, err := w.start()
 		if err == nil {
 			w.opens = append(w.opens, took)
 			err = w.look(f.may)
 		}
 		if err != nil {
+			if dir := os.Getenv("SEALDISK_CRASH_KEEP"); dir != "" {
+				err = errors.Join(err, before.Save(filepath.Join(dir, "cut")), f.before.Save(filepath.Join(dir, "before")))
+			}
 			return fmt.Errorf("cut with seed %d: %w", f.seeds[i], err)
 		}
 		if i == len(f.disks)-1 {
