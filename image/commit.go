@@ -16,6 +16,7 @@ import (
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/dirty"
+	"github.com/sealdisk/sealdisk/image/plan"
 	"github.com/sealdisk/sealdisk/image/record"
 	"github.com/sealdisk/sealdisk/image/tree"
 )
@@ -130,6 +131,7 @@ type batch struct {
 	frozen   *dirty.Set
 	seal     record.Seal
 	position blockstore.Position
+	startup  []plan.Range // if regions are planned again
 
 	mu      sync.Mutex // guards what follows
 	changes []tree.Change
@@ -142,6 +144,11 @@ func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalN
 	d := b.d
 	put := blockstore.NewBatch(d.s.Store)
 	base := d.current.tree
+	if len(merges) > 0 {
+		for _, r := range d.startup(ctx, d.head) {
+			b.startup = append(b.startup, plan.Range{Off: r.Offset, Len: r.Length, Burst: int(r.Burst)})
+		}
+	}
 	if err := b.sealRegions(ctx, put, base, merges); err != nil {
 		return nil, nil, err
 	}

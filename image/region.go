@@ -5,6 +5,7 @@ import (
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/image/dirty"
+	"github.com/sealdisk/sealdisk/image/plan"
 	"github.com/sealdisk/sealdisk/image/record"
 	"github.com/sealdisk/sealdisk/image/tree"
 )
@@ -183,13 +184,14 @@ func (b *batch) sealRegion(ctx context.Context, put *blockstore.Batch, base tree
 		}
 	})
 	seal := b.seal
+	pieces := c.cut()
 	if merge {
-		if err := b.gather(ctx, base, region, m, &c); err != nil {
+		seal.Compression = b.d.head.commit.Compression
+		if pieces, err = b.replan(ctx, base, region, m); err != nil {
 			return err
 		}
-		seal.Compression = b.d.head.commit.Compression
 	}
-	for _, p := range c.cut() {
+	for _, p := range pieces {
 		object, entry, err := sealPiece(seal, b.position, region, &p)
 		if err != nil {
 			return err
@@ -226,14 +228,18 @@ func (b *batch) finish(ctx context.Context, put *blockstore.Batch, base tree.Tre
 	return nil
 }
 
-// gather reads all of a region, as frozen and map have it, and takes it out of the map's places.
-func (b *batch) gather(ctx context.Context, base tree.Tree, region uint64, m *regionMap, c *cutter) error {
+// replan reads all of a region, as frozen and map have it, takes it out of the map's
+// places and lets the planner cut it anew: runs of data belong together, and what a
+// guest needs in the same burst of its start-up.
+func (b *batch) replan(ctx context.Context, base tree.Tree, region uint64, m *regionMap) ([]Piece, error) {
 	w := view{d: b.d, v: &version{tree: base}, frozen: b.frozen}
 	leaf, err := base.Leaf(ctx, region)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	held := w.allocation(leaf, region)
+	var runs []plan.Run
+	var at [record.RegionSectors][]byte // the data of each sector
 	for i := 0; i < record.RegionSectors; {
 		n := 1
 		for i+n < record.RegionSectors && held[i+n] == held[i] {
@@ -242,20 +248,54 @@ func (b *batch) gather(ctx context.Context, base tree.Tree, region uint64, m *re
 		if held[i] {
 			vec, err := w.read(ctx, region, i, n, nil)
 			if err != nil {
-				return err
+				return nil, err
 			}
+			runs = append(runs, plan.Run{First: uint16(i), Count: uint16(n)})
 			sector := i
 			for _, s := range vec {
-				for len(s) > 0 {
-					c.add(sector, s[:sectorSize])
-					s, sector = s[sectorSize:], sector+1
+				for ; len(s) > 0; s, sector = s[sectorSize:], sector+1 {
+					at[sector] = s[:sectorSize]
 				}
 			}
 		}
 		i += n
 	}
 	m.at = [record.RegionSectors]place{}
-	return nil
+	return cutPieces(b.planner(region, runs).Region(int64(region), runs), &at), nil
+}
+
+// planner plans one region of the disk.
+func (b *batch) planner(region uint64, runs []plan.Run) *plan.Planner {
+	c := b.d.head.commit
+	size := max(c.Size, b.frozen.Size())
+	allocated := func(yield func(plan.Extent) bool) {
+		for _, r := range runs {
+			off := int64(region)*regionSize + int64(r.First)*sectorSize
+			if !yield(plan.Extent{Off: off, Len: int64(r.Count) * sectorSize}) {
+				return
+			}
+		}
+	}
+	// Room behind the end, so that a region that is full is not taken for a disk without holes.
+	end := (size + regionSize - 1) / regionSize * regionSize
+	return plan.New(plan.Input{Size: end, BlockSize: min(c.BlockSize, plan.MaxBlock), Analysers: []plan.Analyser{
+		plan.Allocation(end+regionSize, allocated), plan.Trace(b.startup)}})
+}
+
+// cutPieces joins the data of planned segments.
+func cutPieces(segments []plan.Segment, at *[record.RegionSectors][]byte) []Piece {
+	pieces := make([]Piece, 0, len(segments))
+	for _, s := range segments {
+		p := Piece{Data: make([]byte, 0, s.Sectors()*sectorSize)}
+		for _, r := range s {
+			p.Runs = append(p.Runs, record.Run{First: r.First, Count: r.Count})
+			for i := range r.Count {
+				p.Data = append(p.Data, at[r.First+i]...)
+			}
+		}
+		pieces = append(pieces, p)
+	}
+	return pieces
 }
 
 // takeMerges gives the regions that this commit plans again: a few, and none while

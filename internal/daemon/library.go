@@ -121,6 +121,9 @@ func (l *library) Open(ctx context.Context, name string, write bool) (fs.Disk, f
 		err := fmt.Errorf("daemon: %s: %w", name, image.ErrReadOnly)
 		return nil, nil, errors.Join(err, release(ctx))
 	}
+	if write {
+		disk.Record() // a guest starts
+	}
 	return disk, func(ctx context.Context) error {
 		err := release(ctx)
 		if write {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -143,11 +144,18 @@ func (m *mounts) invalidate(name string) {
 // from everyone else. It is called once, by main, before anything is opened.
 func Harden() {
 	unix.Umask(0o077)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(heapGrowth)
+	}
 	none := unix.Rlimit{}
 	// Each may be refused in a container; the others still help.
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &none)
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 }
+
+// heapGrowth is how much the heap may grow before it is collected, in percent. Most of
+// it is caches that hold no pointers, so collecting is cheap, and memory is not.
+const heapGrowth = 30
 
 // servePages asks the kernel not to write to our own mounts when it looks for
 // memory on our behalf: that could wait for us for ever. Root alone may ask.

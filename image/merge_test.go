@@ -1,0 +1,58 @@
+package image
+
+import (
+	"context"
+	"math/rand/v2"
+	"testing"
+)
+
+// TestMerge wears regions out until they are planned again, and compares.
+func TestMerge(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t)
+	model := make([]byte, 24<<20)
+	id := r.create(int64(len(model)))
+	d := r.open(id, OpenOptions{})
+	d.Record()
+	rng := rand.New(rand.NewPCG(21, 22))
+	copy(model, noise(len(model), 1))
+	if _, err := d.WriteAt(ctx, model, 0); err != nil {
+		t.Fatal(err)
+	}
+	merged := 0
+	for range 12 {
+		for range 400 {
+			off := rng.IntN(len(model)/sectorSize) * sectorSize
+			p := noise(sectorSize, rng.Uint64())
+			if _, err := d.WriteAt(ctx, p, int64(off)); err != nil {
+				t.Fatal(err)
+			}
+			copy(model[off:], p)
+		}
+		waiting := len(d.merges)
+		if err := d.Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+		merged += waiting
+		same(t, d, model)
+	}
+	if merged == 0 {
+		t.Error("no region was planned again")
+	}
+	for region := range uint64(2) {
+		leaf, err := d.current.tree.Leaf(ctx, region)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(leaf.Extents) > 2*maxExtents {
+			t.Errorf("region %d is in %d extents", region, len(leaf.Extents))
+		}
+	}
+	r.close(d)
+	d = r.open(id, OpenOptions{})
+	same(t, d, model)
+	if list, err := d.Startup(ctx); err != nil || len(list) == 0 {
+		t.Errorf("start-up list %v, %v", list, err)
+	}
+	r.close(d)
+}
