@@ -223,8 +223,9 @@ func jobSync(args []string) error {
 	return err
 }
 
-// jobRace reads a page buffered all the time that a direct write to it takes, so
-// that old bytes come into the page cache behind the write; then it must read new ones.
+// jobRace reads a page buffered while a direct write to it is under way, as the
+// file "begun" tells, so that old bytes come into the page cache behind the
+// write; when it is over it must read new ones.
 func jobRace(args []string) error {
 	name := filepath.Join(args[0], "disk")
 	cached, err := os.Open(name)
@@ -237,19 +238,18 @@ func jobRace(args []string) error {
 		return err
 	}
 	defer direct.Close()
-	p := make([]byte, 4096)
 	written := make(chan error, 1)
 	go func() { written <- writeAsync(direct, bytes.Repeat([]byte("b"), 4096)) }()
-	for done := false; !done; {
-		select {
-		case err = <-written:
-			done = true
-		default:
-			_, err = cached.ReadAt(p, 0)
-		}
-		if err != nil {
-			return err
-		}
+	for begun := false; !begun; {
+		_, err := os.Stat(filepath.Join(args[0], "begun"))
+		begun = err == nil
+	}
+	p := make([]byte, 4096)
+	if _, err := cached.ReadAt(p, 0); err != nil { // old or new: the write goes on once this is answered
+		return err
+	}
+	if err := <-written; err != nil {
+		return err
 	}
 	if _, err := cached.ReadAt(p, 0); err != nil || p[0] != 'b' {
 		return fmt.Errorf("read %q (%v) after \"b\" was written", p[:1], err)

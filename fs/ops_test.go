@@ -190,18 +190,15 @@ func TestFaultLogIsBounded(t *testing.T) {
 // is under way: the kernel has dropped the page before the write and does not again.
 func TestDirectWriteDropsPages(t *testing.T) {
 	r := newRig(t, nil)
-	d := r.lib.add("disk", 64<<10)
-	begun, read := make(chan struct{}), make(chan struct{})
-	var once sync.Once
+	d := r.lib.add("disk", 4096)
+	read := make(chan struct{}, 1)
 	d.gateWith(func(op string) {
-		switch op {
-		case "write":
-			close(begun)
+		if op == "write" {
+			r.lib.add("begun", 1)
 			<-read
-		case "read":
+		} else {
 			select {
-			case <-begun:
-				once.Do(func() { close(read) })
+			case read <- struct{}{}:
 			default:
 			}
 		}
