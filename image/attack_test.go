@@ -27,7 +27,7 @@ func noise(n int, seed uint64) []byte {
 	return p
 }
 
-// A1: a collection that runs while a commit has put objects and not its record.
+// TestCollectDuringCommit: a collection that runs while a commit has put objects and not its record.
 func TestCollectDuringCommit(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -58,7 +58,7 @@ func TestCollectDuringCommit(t *testing.T) {
 	}
 }
 
-// A2: an image whose map names another image's nodes reads that image's plaintext out of the caches.
+// TestForeignCache: an image whose map names another image's nodes reads that image's plaintext out of the caches.
 func TestForeignCache(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -91,7 +91,7 @@ func TestForeignCache(t *testing.T) {
 	r.close(d)
 }
 
-// A3: a patch leaf, valid in format 1.
+// TestPatchLeaf: a patch leaf, valid in format 1.
 func TestPatchLeaf(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -148,7 +148,7 @@ func TestPatchLeaf(t *testing.T) {
 	}
 }
 
-// A4: Drain hands over a write beyond the old size before the resize.
+// hookSink changes the disk while it is drained: Drain must not hand over a write beyond the old size before the resize.
 type hookSink struct {
 	packer
 	hook func()
@@ -163,6 +163,7 @@ func (h *hookSink) Write(sector uint64, p *dirty.Page) bool {
 	return h.packer.Write(sector, p)
 }
 
+// TestResizeRace: the disk grows and is written beyond its old end while a flush drains it.
 func TestResizeRace(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -202,7 +203,7 @@ func TestResizeRace(t *testing.T) {
 	r.close(d)
 }
 
-// A5: a spilled record leaves a hole in the journal's chain; records after it make it "corrupt".
+// TestSpill: a spilled record leaves a hole in the journal's chain; records after it make it "corrupt".
 func TestSpill(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -256,7 +257,7 @@ func TestSpill(t *testing.T) {
 	r.close(d)
 }
 
-// A6: opening fails in its commit: the frozen set stays counted for ever.
+// TestOpenLeak: opening fails in its commit: the frozen set stays counted for ever.
 func TestOpenLeak(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -287,7 +288,7 @@ func TestOpenLeak(t *testing.T) {
 	}
 }
 
-// A7: one image that cannot commit stops the writers of all others, without an error.
+// TestStalledNeighbour: one image that cannot commit stops the writers of all others, without an error.
 func TestStalledNeighbour(t *testing.T) {
 	r := newRig(t)
 	r.stop()
@@ -327,7 +328,7 @@ func TestStalledNeighbour(t *testing.T) {
 	}
 }
 
-// A8: of two journals that are to be replayed the first is taken away.
+// TestMiddleJournal: of two journals that are to be replayed the first is taken away.
 func TestMiddleJournal(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -363,7 +364,7 @@ func TestMiddleJournal(t *testing.T) {
 	}
 }
 
-// A9: a former recipient, with write access to the store, writes into the image by a forged journal.
+// TestForgedJournal: a former recipient, with write access to the store, writes into the image by a forged journal.
 func TestForgedJournal(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -413,7 +414,7 @@ func TestForgedJournal(t *testing.T) {
 	r.close(d)
 }
 
-// A10: a clone of an old snapshot carries the epochs of all that came after it.
+// TestCloneEpochs: a clone of an old snapshot carries the epochs of all that came after it.
 func TestCloneEpochs(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -441,7 +442,7 @@ func TestCloneEpochs(t *testing.T) {
 	r.close(d)
 }
 
-// A11: an image can be cloned this often.
+// TestCloneLimit: an image can be cloned this often.
 func TestCloneLimit(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()

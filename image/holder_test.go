@@ -15,7 +15,7 @@ import (
 	"github.com/sealdisk/sealdisk/image/lease"
 )
 
-// C1: after a grant: the former holder's later commit, and the new holder's first one.
+// TestGrant: after a grant: the former holder's later commit, and the new holder's first one.
 func TestGrant(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -47,7 +47,7 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// The new holder's commits are its own.
+// TestNewHolder: the new holder's commits are its own.
 func TestNewHolder(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -84,7 +84,7 @@ func TestNewHolder(t *testing.T) {
 	r.close(d)
 }
 
-// C2: what a failed commit froze is old, and nothing asks for another try.
+// TestForgottenAge: what a failed commit froze is old, and nothing asks for another try.
 func TestForgottenAge(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -99,7 +99,7 @@ func TestForgottenAge(t *testing.T) {
 	r.close(d)
 }
 
-// B1: gc and verify beside a live, healthy disk.
+// TestLiveChecks: gc and verify beside a live, healthy disk.
 func TestLiveChecks(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
