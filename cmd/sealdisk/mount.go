@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v2"
@@ -85,6 +86,9 @@ func mount(c *cli.Context) error {
 	return err
 }
 
+// unmountRetry is how soon a mount that was busy is tried again.
+const unmountRetry = 250 * time.Millisecond
+
 // mounting is a mount command in the foreground, which may be the daemon.
 type mounting struct {
 	*env
@@ -127,19 +131,31 @@ func (m *mounting) run(ctx context.Context, o daemon.Options, r daemon.MountRequ
 }
 
 // end unmounts all that this process serves, or just dir if it serves nothing.
-// While files are open it waits, until another signal comes.
+// While files are open it tries again and again, until another signal comes: then
+// it detaches the mounts, and at the one after that it leaves.
 func (m *mounting) end(ctx context.Context, ended <-chan error, again <-chan os.Signal) error {
-	for force := false; ; force = true {
-		if err := m.unmountAll(ctx, force); err != nil {
-			m.say("%v; closing them ends the mount, another signal detaches it", err)
-		}
+	retry := time.NewTicker(unmountRetry)
+	defer retry.Stop()
+	err := m.unmountAll(ctx, false)
+	if err != nil {
+		m.say("%v; closing them ends the mount, another signal detaches it", err)
+	}
+	for forced := false; ; {
 		select {
 		case err := <-ended:
 			return err
+		case <-retry.C:
+			if err != nil && !forced {
+				err = m.unmountAll(ctx, false)
+			}
 		case <-again:
-		}
-		if force {
-			return &daemon.Error{Code: daemon.CodeInUse, Message: "ended while files of the mount were open", Hint: "what was not flushed is lost"}
+			if forced {
+				return &daemon.Error{Code: daemon.CodeInUse, Message: "ended while files of the mount were open", Hint: "what was not flushed is lost"}
+			}
+			forced = true
+			if err := m.unmountAll(ctx, true); err != nil {
+				m.say("%v", err)
+			}
 		}
 	}
 }
