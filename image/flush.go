@@ -23,8 +23,8 @@ type journal struct {
 	number  blockstore.JournalNumber // in the chain of journals
 	file    *blockstore.Journal
 	sealer  *record.JournalSealer
-	end     int64 // where the next record goes
-	durable int64 // up to here an fdatasync has returned
+	end     int64      // where the next record goes
+	durable int64      // up to here an fdatasync has returned
 	last    record.Tag // of the last record in the file, or of the journal before
 	buf     []byte
 }
@@ -192,7 +192,7 @@ func (d *Disk) openJournalLocked() error {
 	d.journals = append(d.journals, number)
 	d.journal = &journal{number: number, file: file, sealer: sealer,
 		last: d.lastTag,
-		end: record.JournalHeaderSize, durable: record.JournalHeaderSize}
+		end:  record.JournalHeaderSize, durable: record.JournalHeaderSize}
 	return nil
 }
 
