@@ -3,6 +3,7 @@ package crashtest
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -37,6 +38,7 @@ type names struct {
 	number  int
 	sources []source
 	done    map[string]int // commands that were acknowledged
+	freed   int64          // bytes of value logs that gc gave back
 }
 
 func newNames(dir string) (*names, error) {
@@ -60,7 +62,7 @@ func newNames(dir string) (*names, error) {
 func (n *names) copy() *names {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c := &names{things: make(map[string]*thing), number: n.number, sources: n.sources, done: n.done}
+	c := &names{things: make(map[string]*thing), number: n.number, sources: n.sources, done: n.done, freed: n.freed}
 	for name, t := range n.things {
 		t := *t
 		c.things[name] = &t
@@ -111,7 +113,7 @@ func (n *names) next(m *model, r *rand.Rand) (c command, end func()) {
 		c.name = all[r.IntN(len(all))]
 		c.args = []string{"rm", c.name}
 	default:
-		c.args = []string{"gc"}
+		c.args = []string{"--json", "gc"}
 	}
 	if c.make != nil {
 		c.make.unsure = true
@@ -123,18 +125,26 @@ func (n *names) next(m *model, r *rand.Rand) (c command, end func()) {
 }
 
 // finish notes what came of a command.
-func (n *names) finish(c command, end func(), err error) {
+func (n *names) finish(c command, end func(), out []byte, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	end()
 	if err != nil {
 		return
 	}
+	if c.name == "" {
+		var collected struct{ Freed int64 }
+		if json.Unmarshal(out, &collected) == nil {
+			n.freed += collected.Freed
+		}
+		n.done["gc"]++
+		return
+	}
 	n.done[c.args[0]]++
 	switch {
 	case c.make != nil:
 		c.make.unsure = false
-	case c.name != "":
+	default:
 		delete(n.things, c.name)
 	}
 }

@@ -131,8 +131,8 @@ func (w *world) play(least, most time.Duration, crash func() error) error {
 			case begun <- struct{}{}:
 			default:
 			}
-			_, err := w.run(c.args...)
-			if w.names.finish(c, end, err); err != nil && !stopping.Load() {
+			out, err := w.run(c.args...)
+			if w.names.finish(c, end, out, err); err != nil && !stopping.Load() {
 				commandErr = err
 			}
 		}
@@ -184,5 +184,5 @@ func (w *world) stop(t *testing.T) {
 	if n := len(w.opens); n > 0 {
 		t.Logf("%d starts until the mount was up: %v on average, %v at most", n, (sum / time.Duration(n)).Round(time.Millisecond), most.Round(time.Millisecond))
 	}
-	t.Logf("%d fsyncs and %d writes; commands %v", w.syncs, w.last, w.names.done)
+	t.Logf("%d fsyncs and %d writes; commands %v; gc gave back %d MiB", w.syncs, w.last, w.names.done, w.names.freed>>20)
 }
