@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"regexp"
 	"slices"
@@ -47,6 +48,7 @@ type catalogue struct {
 	store  *blockstore.Store
 	anchor *anchor.Anchor
 	key    record.CatalogueKey
+	log    *slog.Logger
 
 	mu       sync.Mutex
 	now      record.Catalogue
@@ -54,8 +56,8 @@ type catalogue struct {
 }
 
 // openCatalogue reads the catalogue and compares its counter with the anchor's.
-func openCatalogue(ctx context.Context, st *blockstore.Store, a *anchor.Anchor, key crypto.HostKey) (*catalogue, error) {
-	c := newCatalogue(st, a, key)
+func openCatalogue(ctx context.Context, st *blockstore.Store, a *anchor.Anchor, key crypto.HostKey, log *slog.Logger) (*catalogue, error) {
+	c := newCatalogue(st, a, key, log)
 	seen, err := a.Catalogue()
 	if err != nil {
 		return nil, fmt.Errorf("daemon: %w", err)
@@ -87,12 +89,13 @@ func openCatalogue(ctx context.Context, st *blockstore.Store, a *anchor.Anchor, 
 	return c, nil
 }
 
-func newCatalogue(st *blockstore.Store, a *anchor.Anchor, key crypto.HostKey) *catalogue {
-	return &catalogue{store: st, anchor: a, key: key.CatalogueKey, reserved: map[string]bool{}}
+func newCatalogue(st *blockstore.Store, a *anchor.Anchor, key crypto.HostKey, log *slog.Logger) *catalogue {
+	return &catalogue{store: st, anchor: a, key: key.CatalogueKey, log: log, reserved: map[string]bool{}}
 }
 
 // replaceLocked makes entries the catalogue, durably: the store first, then the
-// anchor, which is allowed to be behind.
+// anchor. The anchor may be behind, so what fails there must not fail the caller,
+// who would undo what is listed by then; the next change or opening brings it up.
 func (c *catalogue) replaceLocked(ctx context.Context, entries []record.Entry) error {
 	next := record.Catalogue{Counter: c.now.Counter + 1, Entries: entries}
 	slices.SortFunc(next.Entries, func(a, b record.Entry) int { return strings.Compare(a.Name, b.Name) })
@@ -105,7 +108,7 @@ func (c *catalogue) replaceLocked(ctx context.Context, entries []record.Entry) e
 	}
 	c.now = next
 	if err := c.anchor.SetCatalogue(next.Counter); err != nil {
-		return fmt.Errorf("daemon: %w", err)
+		c.log.Error("the anchor of the catalogue stays behind", "counter", next.Counter, "err", err)
 	}
 	return nil
 }

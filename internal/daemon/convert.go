@@ -207,20 +207,16 @@ func (in *importing) update(ctx context.Context) (any, error) {
 		return nil, err
 	}
 	defer src.Close()
-	if in.d.disks.held(key) {
-		return nil, inUse(e.Name)
-	}
-	done, err := in.fill(ctx, key, src, false)
-	in.d.changed(key, e.Name)
-	return Imported{Name: e.Name, ID: e.Image.String(), Size: src.Size(), Read: done.Read, Changed: done.Changed}, err
-}
-
-func (in *importing) fill(ctx context.Context, key diskKey, src format.Source, own bool) (done convert.Updated, err error) {
-	err = in.d.with(ctx, key, holds, func(disk *image.Disk) error {
-		done, err = convert.Update(ctx, disk, source{src}, convert.UpdateOptions{OwnOnly: own, Progress: in.c.progress})
+	var done convert.Updated
+	err = in.d.with(ctx, key, alone, func(disk *image.Disk) (err error) {
+		done, err = convert.Update(ctx, disk, source{src}, convert.UpdateOptions{Progress: in.c.progress})
 		return err
 	})
-	return done, err
+	if errors.Is(err, image.ErrInUse) {
+		return nil, inUse(e.Name)
+	}
+	in.d.changed(key, e.Name)
+	return Imported{Name: e.Name, ID: e.Image.String(), Size: src.Size(), Read: done.Read, Changed: done.Changed}, err
 }
 
 // onBase clones an image that the user names and stores what differs. All is
@@ -406,6 +402,12 @@ func (d *Daemon) export(ctx context.Context, c *call, r ExportRequest) (any, err
 	if !filepath.IsAbs(r.Path) {
 		return nil, fail(CodeUsage, "", "path %q is not absolute", r.Path)
 	}
+	// A copy that stands still has objects that the image has left since: the
+	// collector waits.
+	if err := d.growing.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer d.growing.Release(1)
 	out := Exported{Path: r.Path}
 	err = d.with(ctx, key, holds, func(live *image.Disk) (err error) {
 		disk, release, err := live.Still(ctx) // what a guest writes meanwhile must not tear the copy

@@ -47,8 +47,8 @@ type Daemon struct {
 	mounts *mounts
 	// locked is why there are no keys: host, shared, names and disks are nil.
 	locked error
-	// growing is taken once by what stores objects that nothing refers to yet,
-	// and as a whole by the collector.
+	// growing is taken once by what needs objects that nothing refers to, yet or
+	// any more, and as a whole by the collector.
 	growing *semaphore.Weighted
 }
 
@@ -86,7 +86,7 @@ func (d *Daemon) unlock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	names, err := openCatalogue(ctx, d.store, anchor, h.Key)
+	names, err := openCatalogue(ctx, d.store, anchor, h.Key, d.log)
 	if err != nil {
 		return err
 	}
@@ -191,6 +191,6 @@ func fillCatalogue(ctx context.Context, o InitOptions, h *Host, res *Initialised
 	if err != nil {
 		return err
 	}
-	names := newCatalogue(st, anchor, h.Key)
+	names := newCatalogue(st, anchor, h.Key, o.Log)
 	return names.recover(ctx, shared, res)
 }

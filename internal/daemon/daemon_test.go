@@ -371,7 +371,7 @@ func TestDisks(t *testing.T) {
 	if err != nil || one != two {
 		t.Fatalf("two disks, or %v", err)
 	}
-	if _, err := d.claim(e.Image, "a"); !errors.Is(err, image.ErrInUse) {
+	if _, err := d.claim(key, "a"); !errors.Is(err, image.ErrInUse) {
 		t.Errorf("got %v, want %v", err, image.ErrInUse)
 	}
 	if err := release1(ctx); err != nil {
@@ -379,7 +379,7 @@ func TestDisks(t *testing.T) {
 	}
 	claimed := make(chan func())
 	go func() {
-		release, err := d.claim(e.Image, "a")
+		release, err := d.claim(key, "a")
 		if err != nil {
 			t.Error(err)
 		}
@@ -387,7 +387,7 @@ func TestDisks(t *testing.T) {
 	}()
 	for taken := false; !taken; { // until the claim waits
 		d.mu.Lock()
-		taken = d.claimed[e.Image]
+		taken = d.claimed[key]
 		d.mu.Unlock()
 	}
 	if _, _, err := d.acquire(ctx, key, glance); AsError(err) == nil || AsError(err).Code != CodeInUse {
@@ -397,7 +397,7 @@ func TestDisks(t *testing.T) {
 		t.Fatal(err)
 	}
 	(<-claimed)()
-	if d.openLocked(e.Image) {
+	if d.openLocked(key) {
 		t.Error("the disk is still open")
 	}
 }

@@ -21,8 +21,9 @@ type diskKey struct {
 type use int
 
 const (
-	glance use = iota // a look at it: who wants the image alone waits
-	holds             // a handle or an operation: who wants the image alone is refused
+	glance use = iota // a look at it: who claims it waits
+	holds             // a handle or an operation: who claims it is refused
+	alone             // holds, beside no other than glances
 )
 
 // disks keeps one Disk for each image and snapshot in use and shares it among
@@ -35,7 +36,7 @@ type disks struct {
 	mu      sync.Mutex
 	quiet   *sync.Cond // refs of some disk fell to 0
 	open    map[diskKey]*sharedDisk
-	claimed map[blockstore.ImageID]bool // somebody has the image alone
+	claimed map[diskKey]bool // it is being removed; with an image all its snapshots are
 }
 
 // sharedDisk is locked before disks.mu.
@@ -43,11 +44,12 @@ type sharedDisk struct {
 	mu   sync.Mutex // held while the disk is opened or closed
 	disk *image.Disk
 
-	refs, holders int // guarded by disks.mu
+	refs, holders int  // guarded by disks.mu
+	alone         bool // likewise: its only holder wants no other
 }
 
 func newDisks(s *image.Shared, unlock func() error, log *slog.Logger) *disks {
-	d := &disks{shared: s, unlock: unlock, log: log, open: map[diskKey]*sharedDisk{}, claimed: map[blockstore.ImageID]bool{}}
+	d := &disks{shared: s, unlock: unlock, log: log, open: map[diskKey]*sharedDisk{}, claimed: map[diskKey]bool{}}
 	d.quiet = sync.NewCond(&d.mu)
 	return d
 }
@@ -55,22 +57,10 @@ func newDisks(s *image.Shared, unlock func() error, log *slog.Logger) *disks {
 // acquire opens a disk or shares the open one. The release that it returns must
 // be called once.
 func (d *disks) acquire(ctx context.Context, key diskKey, u use) (*image.Disk, func(context.Context) error, error) {
-	d.mu.Lock()
-	if d.claimed[key.id] {
-		d.mu.Unlock()
-		return nil, nil, fail(CodeInUse, "try again when the operation on it is done", "the image is in use by an operation that needs it alone")
+	e, err := d.enter(key, u)
+	if err != nil {
+		return nil, nil, err
 	}
-	e := d.open[key]
-	if e == nil {
-		e = &sharedDisk{}
-		d.open[key] = e
-	}
-	e.refs++
-	if u == holds {
-		e.holders++
-	}
-	d.mu.Unlock()
-
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.disk == nil {
@@ -82,6 +72,32 @@ func (d *disks) acquire(ctx context.Context, key diskKey, u use) (*image.Disk, f
 		e.disk = disk
 	}
 	return e.disk, func(ctx context.Context) error { return d.release(ctx, key, e, u) }, nil
+}
+
+// enter takes a reference, which keeps others' claims away.
+func (d *disks) enter(key diskKey, u use) (*sharedDisk, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.open[key]
+	switch {
+	case d.claimed[diskKey{id: key.id}] || d.claimed[key] || e != nil && e.alone && u != glance:
+		return nil, &Error{
+			Code: CodeInUse, Message: "the image is in use by an operation that needs it alone",
+			Hint: "try again when the operation on it is done", cause: image.ErrInUse,
+		}
+	case u == alone && d.heldLocked(key):
+		return nil, inUse("the image")
+	}
+	if e == nil {
+		e = &sharedDisk{}
+		d.open[key] = e
+	}
+	e.refs++
+	if u != glance {
+		e.holders++
+	}
+	e.alone = e.alone || u == alone
+	return e, nil
 }
 
 // openDisk opens an image for writing; one whose lease is elsewhere read-only.
@@ -121,8 +137,11 @@ func (d *disks) leave(key diskKey, e *sharedDisk, u use) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	e.refs--
-	if u == holds {
+	if u != glance {
 		e.holders--
+	}
+	if u == alone {
+		e.alone = false
 	}
 	if e.refs == 0 {
 		delete(d.open, key)
@@ -130,22 +149,23 @@ func (d *disks) leave(key diskKey, e *sharedDisk, u use) {
 	}
 }
 
-// claim takes an image for the caller alone, unless a handle or an operation has
-// it or one of its snapshots.
-func (d *disks) claim(id blockstore.ImageID, name string) (release func(), err error) {
+// claim keeps everybody out of a snapshot, or of an image with its snapshots,
+// until release: nothing of it is open when it returns. It is refused while a
+// handle or an operation has one of them.
+func (d *disks) claim(key diskKey, name string) (release func(), err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.claimed[id] || d.heldLocked(id) {
+	if d.claimed[key] || d.heldLocked(key) {
 		return nil, inUse(name)
 	}
-	d.claimed[id] = true
-	for d.openLocked(id) {
+	d.claimed[key] = true
+	for d.openLocked(key) {
 		d.quiet.Wait()
 	}
 	return func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		delete(d.claimed, id)
+		delete(d.claimed, key)
 	}, nil
 }
 
@@ -153,31 +173,33 @@ func inUse(name string) *Error {
 	return &Error{Code: CodeInUse, Message: name + " is in use", Hint: "close its files, or wait for the operation on it", cause: image.ErrInUse}
 }
 
-func (d *disks) heldLocked(id blockstore.ImageID) bool {
-	for key, e := range d.open {
-		if key.id == id && e.holders > 0 {
+// covers says whether other is key, or a snapshot of the image that key is.
+func (key diskKey) covers(other diskKey) bool {
+	return key == other || key.snapshot == "" && key.id == other.id
+}
+
+func (d *disks) heldLocked(key diskKey) bool {
+	for other, e := range d.open {
+		if key.covers(other) && e.holders > 0 {
 			return true
 		}
 	}
 	return false
 }
 
-func (d *disks) openLocked(id blockstore.ImageID) bool {
-	for key := range d.open {
-		if key.id == id {
+func (d *disks) openLocked(key diskKey) bool {
+	for other := range d.open {
+		if key.covers(other) {
 			return true
 		}
 	}
 	return false
 }
 
-// held says whether a handle or an operation uses the image, or the snapshot.
+// held says whether a handle or an operation uses the snapshot, or the image or
+// one of its snapshots.
 func (d *disks) held(key diskKey) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if key.snapshot == "" {
-		return d.heldLocked(key.id)
-	}
-	e := d.open[key]
-	return e != nil && e.holders > 0
+	return d.heldLocked(key)
 }

@@ -175,23 +175,49 @@ func (d *Daemon) remove(ctx context.Context, _ *call, r NameRequest) (any, error
 	if key.snapshot != "" {
 		return Nothing{}, d.removeSnapshot(ctx, e, key)
 	}
-	if !r.Force {
-		at, err := d.look(ctx, key)
-		if err == nil && len(at.snapshots) > 0 {
-			return nil, fail(CodeInUse, "--force removes them too", "%s has %d snapshots", r.Name, len(at.snapshots))
-		}
-	}
-	release, err := d.disks.claim(e.Image, e.Name)
+	release, err := d.disks.claim(key, e.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	if !r.Force { // claimed, so that none is made any more
+		if err := d.checkBare(ctx, e); err != nil {
+			return nil, err
+		}
+	}
 	// The order is docs/format.md §11: the name first.
 	if err := d.names.remove(ctx, e.Image); err != nil {
 		return nil, err
 	}
 	d.changed(key, e.Name)
 	return Nothing{}, d.drop(ctx, e.Image)
+}
+
+// checkBare fails if a claimed image has snapshots, or does not say.
+func (d *Daemon) checkBare(ctx context.Context, e record.Entry) error {
+	snapshots, err := d.snapshotsOf(ctx, e.Image)
+	if err != nil {
+		failure := AsError(err)
+		return &Error{Code: failure.Code, Message: fmt.Sprintf("%s: its snapshots are not known: %v", e.Name, err), Hint: "--force removes it all the same", cause: err}
+	}
+	if n := len(snapshots); n > 0 {
+		return fail(CodeInUse, "--force removes them too", "%s has %d snapshots", e.Name, n)
+	}
+	return nil
+}
+
+// snapshotsOf opens an image that is claimed, beside disks.
+func (d *Daemon) snapshotsOf(ctx context.Context, id blockstore.ImageID) (s []record.Snapshot, err error) {
+	if err := d.host.Unlock(); err != nil {
+		return nil, err
+	}
+	disk, err := d.shared.Open(ctx, id, image.OpenOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, disk.Close(context.WithoutCancel(ctx))) }()
+	info, err := disk.Info(ctx)
+	return info.Snapshots, err
 }
 
 // drop removes an image that has no name.
@@ -203,11 +229,13 @@ func (d *Daemon) drop(ctx context.Context, id blockstore.ImageID) error {
 }
 
 func (d *Daemon) removeSnapshot(ctx context.Context, e record.Entry, key diskKey) error {
-	if d.disks.held(key) {
-		return inUse(e.Name + "@" + key.snapshot)
+	release, err := d.disks.claim(key, e.Name+"@"+key.snapshot)
+	if err != nil {
+		return err
 	}
+	defer release()
 	head := diskKey{id: e.Image}
-	err := d.with(ctx, head, holds, func(disk *image.Disk) error { return disk.RemoveSnapshot(ctx, key.snapshot) })
+	err = d.with(ctx, head, holds, func(disk *image.Disk) error { return disk.RemoveSnapshot(ctx, key.snapshot) })
 	d.looks.forget(key)
 	d.changed(head, e.Name+"@"+key.snapshot)
 	return err

@@ -142,20 +142,27 @@ func (l *library) Space(context.Context) (total, free int64, err error) {
 // looks remembers what disks looked like, so that listing a folder opens no image
 // twice. What an operation or a writing handle may have changed is forgotten.
 type looks struct {
-	mu   sync.Mutex
-	seen map[diskKey]look
+	mu      sync.Mutex
+	seen    map[diskKey]look
+	forgets uint64
 }
 
-func (k *looks) get(key diskKey) (look, bool) {
+// get gives with it, for put, how much was forgotten so far.
+func (k *looks) get(key diskKey) (at look, forgets uint64, ok bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	at, ok := k.seen[key]
-	return at, ok
+	at, ok = k.seen[key]
+	return at, k.forgets, ok
 }
 
-func (k *looks) put(key diskKey, at look) {
+// put remembers a look that was begun after forgets: if anything was forgotten
+// since, it may be older than a change.
+func (k *looks) put(key diskKey, at look, forgets uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if forgets != k.forgets {
+		return
+	}
 	if k.seen == nil {
 		k.seen = map[diskKey]look{}
 	}
@@ -165,13 +172,14 @@ func (k *looks) put(key diskKey, at look) {
 func (k *looks) forget(key diskKey) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.forgets++
 	delete(k.seen, key)
 }
 
 // look looks at a disk. Size and time of one in use are as of now; what it
 // allocates, which takes a walk through its map, as of the last look.
 func (d *Daemon) look(ctx context.Context, key diskKey) (look, error) {
-	at, known := d.looks.get(key)
+	at, forgets, known := d.looks.get(key)
 	if known && !d.disks.held(key) {
 		return at, nil
 	}
@@ -184,7 +192,7 @@ func (d *Daemon) look(ctx context.Context, key diskKey) (look, error) {
 	}
 	at.size, at.changed, at.readOnly = disk.Size(), disk.ModTime(), disk.ReadOnly()
 	if err == nil && !known {
-		d.looks.put(key, at)
+		d.looks.put(key, at, forgets)
 	}
 	return at, errors.Join(err, release(ctx))
 }
