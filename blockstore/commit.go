@@ -71,23 +71,30 @@ func (s *Store) SetHead(ctx context.Context, image ImageID, id CommitID) error {
 // Head returns the id and the record of an image's newest commit. [ErrNotFound]: the
 // image has no head. A head whose commit is gone is corrupt.
 func (s *Store) Head(image ImageID) (CommitID, []byte, error) {
-	var id CommitID
-	b, err := s.read("head", keyHead(image), image.String())
-	if err != nil {
-		return id, nil, err
+	var last CommitID
+	for {
+		var id CommitID
+		b, err := s.read("head", keyHead(image), image.String())
+		if err != nil {
+			return CommitID{}, nil, err
+		}
+		if len(b) != len(id) {
+			return CommitID{}, nil, corrupt("head", "%d bytes", len(b))
+		}
+		copy(id[:], b)
+		raw, err := s.Commit(image, id)
+		if errors.Is(err, ErrNotFound) && id != last {
+			last = id // unless it was replaced meanwhile, it is the same the next time
+			continue
+		}
+		if errors.Is(err, ErrNotFound) {
+			return CommitID{}, nil, &CorruptError{What: "head", Key: image.String(), Cause: fmt.Errorf("commit %v is not there", id)}
+		}
+		if err != nil {
+			return CommitID{}, nil, err
+		}
+		return id, raw, nil
 	}
-	if len(b) != len(id) {
-		return id, nil, corrupt("head", "%d bytes", len(b))
-	}
-	copy(id[:], b)
-	raw, err := s.Commit(image, id)
-	if errors.Is(err, ErrNotFound) {
-		return CommitID{}, nil, &CorruptError{What: "head", Key: image.String(), Cause: fmt.Errorf("commit %v is not there", id)}
-	}
-	if err != nil {
-		return CommitID{}, nil, err
-	}
-	return id, raw, nil
 }
 
 // Commit returns the record of a commit, checked against its id.
@@ -142,11 +149,16 @@ func (s *Store) DeleteCommits(ctx context.Context, image ImageID, ids ...CommitI
 		return err
 	}
 	var keys [][]byte
+	var roots []Root
 	for _, id := range ids {
 		if bytes.Equal(head, id[:]) {
 			return fmt.Errorf("blockstore: delete commit %v: it is the head", id)
 		}
 		keys = append(keys, keyCommit(image, id))
+		roots = append(roots, Root{Image: image, Commit: id})
+	}
+	if s.gc.postpone(nil, roots) {
+		return nil
 	}
 	return s.deleteKeys(ctx, keys)
 }
@@ -235,7 +247,8 @@ func (s *Store) Catalogue() ([]byte, error) {
 	return s.read("catalogue", keyCatalogue(), "")
 }
 
-// PutCatalogue replaces the sealed catalogue record, durably.
+// PutCatalogue replaces the sealed catalogue record, durably. It may use the room that
+// is kept for deletions: on a full store an image must be removable.
 func (s *Store) PutCatalogue(ctx context.Context, raw []byte) error {
 	h, _, _, err := ParseRecord(raw)
 	if err != nil {
@@ -244,7 +257,7 @@ func (s *Store) PutCatalogue(ctx context.Context, raw []byte) error {
 	if h.Kind != KindCatalogue || StoreID(h.Epoch) != s.id || len(h.Public) != 0 {
 		return corrupt("catalogue", "%v of store %x with %d public bytes", h.Kind, h.Epoch, len(h.Public))
 	}
-	err = s.transact(ctx, int64(len(raw))+256, true, func(txn *badger.Txn) error { return txn.Set(keyCatalogue(), raw) })
+	err = s.transact(ctx, int64(len(raw))+256, false, func(txn *badger.Txn) error { return txn.Set(keyCatalogue(), raw) })
 	if err != nil {
 		return fmt.Errorf("blockstore: catalogue: %w", err)
 	}

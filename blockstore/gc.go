@@ -52,7 +52,7 @@ func (s *Store) Collect(ctx context.Context, o CollectOptions) (CollectStats, er
 		return CollectStats{}, err
 	}
 	defer c.end()
-	for _, step := range []func(context.Context) error{c.index, c.mark, c.sweepCommits, c.sweepComplete, c.sweepObjects} {
+	for _, step := range []func(context.Context) error{c.index, c.mark, c.catchUp, c.sweepCommits, c.sweepComplete, c.sweepObjects} {
 		if err := step(ctx); err != nil {
 			return c.stats, err
 		}
@@ -84,7 +84,7 @@ func (c *collector) begin() error {
 	if g.collecting {
 		return fmt.Errorf("blockstore: collect: %w", ErrCollecting)
 	}
-	g.collecting, g.roots = true, nil
+	g.collecting, g.marking, g.roots = true, true, nil
 	g.watchLocked()
 	for h := range g.holds {
 		c.floor = min(c.floor, h.floor)
@@ -92,7 +92,20 @@ func (c *collector) begin() error {
 	return nil
 }
 
+// catchUp does the deletions that had to wait while maps were walked.
+func (c *collector) catchUp(ctx context.Context) error {
+	objects, commits := c.s.gc.resume()
+	err := c.s.DeleteObjects(ctx, objects)
+	for _, r := range commits {
+		err = errors.Join(err, c.s.DeleteCommits(ctx, r.Image, r.Commit))
+	}
+	return err
+}
+
 func (c *collector) end() {
+	if err := c.catchUp(context.Background()); err != nil { // after a mark that failed
+		c.s.opt.Logger.Warn("deletions put off by a collection", "error", err)
+	}
 	g := &c.s.gc
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -182,6 +195,9 @@ func (c *collector) mark(ctx context.Context) error {
 			err = c.markHead(ctx, Root{Image: image, Commit: id})
 		}
 		if err != nil {
+			if _, _, now := c.s.Head(image); errors.Is(now, ErrNotFound) {
+				continue
+			}
 			return err
 		}
 	}

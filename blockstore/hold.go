@@ -12,6 +12,29 @@ type gcState struct {
 	holds      map[*Hold]struct{}
 	touched    map[ObjectID]struct{} // nil unless collecting or held
 	roots      []Root                // commits put since the collection began
+	marking    bool                  // a map is being walked: nothing of it may go
+	objects    []ObjectID            // to be deleted once it was walked
+	commits    []Root
+}
+
+// postpone keeps deletions until the collector has walked what they concern; false if
+// none is walking.
+func (g *gcState) postpone(objects []ObjectID, commits []Root) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.marking {
+		g.objects, g.commits = append(g.objects, objects...), append(g.commits, commits...)
+	}
+	return g.marking
+}
+
+// resume ends the postponing and gives what was kept.
+func (g *gcState) resume() (objects []ObjectID, commits []Root) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	objects, commits = g.objects, g.commits
+	g.marking, g.objects, g.commits = false, nil, nil
+	return objects, commits
 }
 
 func (g *gcState) touch(id ObjectID) {

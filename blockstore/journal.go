@@ -116,6 +116,7 @@ func (s *Store) placeJournal(f *os.File, from string, header []byte, to string) 
 
 // journalFile takes a file of this size from the pool, or makes one there.
 func (s *Store) journalFile(size int64) (f *os.File, path string, err error) {
+	s.journalSize.Store(size)
 	name := make([]byte, 8)
 	rand.Read(name)
 	path = filepath.Join(s.pool(), "fresh-"+hex.EncodeToString(name))
@@ -323,7 +324,8 @@ func (s *Store) RemoveJournal(image ImageID, n JournalNumber) error {
 	if err != nil {
 		return fmt.Errorf("blockstore: journal: %w", err)
 	}
-	if len(retired) < poolFiles {
+	st, err := os.Stat(path)
+	if err == nil && len(retired) < poolFiles && st.Size() == s.journalSize.Load() { // another size would serve nobody
 		name := make([]byte, 8)
 		rand.Read(name)
 		err = os.Rename(path, filepath.Join(s.pool(), "retired-"+hex.EncodeToString(name)))

@@ -204,9 +204,13 @@ func (s *Store) Objects(ctx context.Context, fn func(id ObjectID, stored int64) 
 
 // DeleteObjects removes objects, and before them their complete marks, durably.
 // Absent ones are passed over. Their bytes count as dead until they are reclaimed.
+// While a collection walks maps it is put off, and not durable on return.
 func (s *Store) DeleteObjects(ctx context.Context, ids []ObjectID) error {
 	if err := s.Err(); err != nil {
 		return err
+	}
+	if s.gc.postpone(ids, nil) {
+		return nil
 	}
 	for len(ids) > 0 {
 		n := min(len(ids), deleteBatch)

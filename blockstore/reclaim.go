@@ -46,8 +46,15 @@ func (p *passes) next() <-chan struct{} {
 
 func (p *passes) ended(left int64) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.futile = left + reclaimLeast/2
+	p.mu.Unlock()
+	p.wake()
+}
+
+// wake lets who waits look again.
+func (p *passes) wake() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.done != nil {
 		close(p.done)
 		p.done = nil
@@ -77,6 +84,7 @@ func (s *Store) reclaimLoop(ctx context.Context) {
 		}
 		dead := s.counts.dead.Load()
 		if dead <= max(reclaimLeast, s.counts.live.Load()/reclaimPart) || !s.passes.worth(dead) || s.stranded.Load() {
+			s.passes.wake() // who saw more dead bytes looks again
 			continue
 		}
 		if _, err := s.Reclaim(ctx); err != nil && ctx.Err() == nil {

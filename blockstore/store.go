@@ -53,18 +53,19 @@ type Store struct {
 	stranded atomic.Bool           // a fault inside Badger may have left one of its locks held
 	closed   atomic.Bool
 
-	inflight   *semaphore.Weighted // bytes handed to Badger and not yet durable
-	unwritten  atomic.Int64        // the same, for the space keeper
-	space      space
-	dirSync    dirSync
-	counts     counts
-	gc         gcState
-	writing    sync.RWMutex // held shared by writers, exclusive to rewrite a value log
-	reclaiming sync.Mutex
-	passes     passes
-	wake       chan struct{} // reclaim may have something to do
-	stop       context.CancelFunc
-	background sync.WaitGroup
+	inflight    *semaphore.Weighted // bytes handed to Badger and not yet durable
+	unwritten   atomic.Int64        // the same, for the space keeper
+	space       space
+	dirSync     dirSync
+	counts      counts
+	gc          gcState
+	writing     sync.RWMutex // held shared by writers, exclusive to rewrite a value log
+	reclaiming  sync.Mutex
+	journalSize atomic.Int64 // of the files that the pool is for, in bytes
+	passes      passes
+	wake        chan struct{} // reclaim may have something to do
+	stop        context.CancelFunc
+	background  sync.WaitGroup
 }
 
 const (

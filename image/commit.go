@@ -291,6 +291,7 @@ func (d *Disk) install(ctx context.Context, next *head, out *outcome, frozen *di
 	}
 	d.mu.Unlock()
 	frozen.Release()
+	d.stall.Store(nil)
 	d.settle(f)
 	for _, r := range out.full {
 		d.merges[r] = struct{}{}

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -161,6 +162,19 @@ func (d *Disk) view() view {
 
 func (w view) leave() { w.v.refs.Add(-1) }
 
+// look lets fn look at the present state, and again at a newer one if an object was
+// gone because a commit came in between and the collector after it.
+func (d *Disk) look(fn func(w view) error) error {
+	for {
+		w := d.view()
+		err := fn(w)
+		w.leave()
+		if !errors.Is(err, blockstore.ErrNotFound) || d.state() == w.h {
+			return err
+		}
+	}
+}
+
 func (d *Disk) dirtyBytes() int64 {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -175,7 +189,8 @@ func (d *Disk) dirtyBytes() int64 {
 }
 
 // Still commits what is dirty and gives the disk as it is then, read-only: what is
-// written later does not show in it. It holds back the freeing of what it reads; release ends that.
+// written later does not show in it. It holds back the freeing of what it reads, not a
+// collection, which the caller keeps off; release ends that.
 func (d *Disk) Still(ctx context.Context) (still *Disk, release func(), err error) {
 	if !d.readOnly {
 		if err := d.Commit(ctx); err != nil {
@@ -184,7 +199,7 @@ func (d *Disk) Still(ctx context.Context) (still *Disk, release func(), err erro
 	}
 	w := d.view()
 	still = &Disk{s: d.s, id: d.id, readOnly: true}
-	still.begin(w.h)
+	still.begin(w.h, nil)
 	still.current.tree = w.v.tree
 	if d.readOnly { // a journal may have been replayed over the head, and is not written to any more
 		still.active = w.active
@@ -195,14 +210,63 @@ func (d *Disk) Still(ctx context.Context) (still *Disk, release func(), err erro
 
 // Guard holds back the freeing of what the present state of an image uses, if it is in
 // use here, for a check that reads the store beside it.
+// A disk that is opened while the guard lasts is guarded from its first version on.
 func (s *Shared) Guard(id blockstore.ImageID) (release func()) {
+	g := &guard{id: id}
 	s.mu.Lock()
+	s.guards[g] = struct{}{}
 	d := s.writers[id]
 	s.mu.Unlock()
-	if d == nil {
-		return func() {}
+	if d != nil {
+		d.mu.RLock()
+		if d.current != nil {
+			g.hold(d.current)
+		}
+		d.mu.RUnlock()
 	}
-	return sync.OnceFunc(d.view().leave)
+	return func() {
+		s.mu.Lock()
+		delete(s.guards, g)
+		s.mu.Unlock()
+		g.release()
+	}
+}
+
+// guard holds a version of an image.
+type guard struct {
+	id   blockstore.ImageID
+	mu   sync.Mutex // guards what follows
+	held *version
+	over bool
+}
+
+func (g *guard) hold(v *version) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.held == nil && !g.over {
+		g.held = v
+		v.refs.Add(1)
+	}
+}
+
+func (g *guard) release() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.held != nil {
+		g.held.refs.Add(-1)
+	}
+	g.held, g.over = nil, true
+}
+
+// guardFirst lets the guards of an image hold a version that is about to be read.
+func (s *Shared) guardFirst(id blockstore.ImageID, v *version) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for g := range s.guards {
+		if g.id == id {
+			g.hold(v)
+		}
+	}
 }
 
 // kick asks for a commit soon.
@@ -305,6 +369,9 @@ func (d *Disk) endJournalLocked() {
 		}
 	}
 	d.lastTag = j.last
+	if j.end == record.JournalHeaderSize {
+		d.lastTag = record.Tag{}
+	}
 	if err := j.file.Close(); err != nil {
 		d.s.Log.Warn("closing a journal", "image", d.id, "error", err)
 	}

@@ -308,9 +308,8 @@ func (d *Disk) replayRecords(scan *record.JournalScanner) error {
 				Cause: errors.New("the end of the journal before it is missing")}
 		}
 		if errors.Is(err, io.EOF) {
-			if ok {
-				d.lastTag, d.chained = last, true
-			}
+			// Without a record last is zero, and the next journal says so if that is right.
+			d.lastTag, d.chained = last, true
 			return nil
 		}
 		if err == nil {

@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -45,9 +44,10 @@ type Shared struct {
 	suite  crypto.Suite
 
 	dirty   atomic.Int64 // bytes of all dirty sets
-	mu      sync.Mutex   // guards writers
+	mu      sync.Mutex   // for writers and guards
 	drained *sync.Cond   // dirty has shrunk, or a commit failed
 	writers map[blockstore.ImageID]*Disk
+	guards  map[*guard]struct{}
 }
 
 // NewShared makes the running state of a host.
@@ -67,7 +67,7 @@ func NewShared(h Host) (*Shared, error) {
 		return nil, err
 	}
 	s := &Shared{Host: h, loader: loader, frames: frames, suite: crypto.PreferredSuite(),
-		writers: make(map[blockstore.ImageID]*Disk)}
+		writers: make(map[blockstore.ImageID]*Disk), guards: make(map[*guard]struct{})}
 	s.drained = sync.NewCond(&s.mu)
 	return s, nil
 }
@@ -102,10 +102,15 @@ func (s *Shared) throttle(ctx context.Context, d *Disk) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
-		if s.pressLocked() < s.DirtyBytes {
+		waiting := s.pressLocked()
+		if err := d.stalled(); err != nil && s.dirty.Load() >= s.DirtyBytes {
+			d.kick() // perhaps there is room by now
+			return err
+		}
+		if waiting < s.DirtyBytes {
 			return nil
 		}
-		if err := errors.Join(d.stalled(), ctx.Err()); err != nil {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
 		s.drained.Wait()
@@ -113,7 +118,8 @@ func (s *Shared) throttle(ctx context.Context, d *Disk) error {
 }
 
 // pressLocked asks the disk with most dirty bytes for a commit, and gives how much
-// waits for commits that can be made: a disk that cannot make its own holds up no other.
+// waits for commits that can be made: a disk that cannot make its own holds up no other,
+// and takes no more itself once the bound is reached, so twice the bound is the most.
 func (s *Shared) pressLocked() (waiting int64) {
 	var largest *Disk
 	var most int64

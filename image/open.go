@@ -27,50 +27,58 @@ type OpenOptions struct {
 // image (ErrInUse), on the host that holds its lease (ErrNotHolder). Older than the
 // anchor is ErrRolledBack; keys that do not fit are crypto.ErrNoIdentity.
 func (s *Shared) Open(ctx context.Context, id blockstore.ImageID, o OpenOptions) (*Disk, error) {
-	h, mark, err := s.load(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	d := &Disk{s: s, id: id, readOnly: o.ReadOnly || o.Snapshot != "", snapshot: o.Snapshot, mark: mark,
+	d := &Disk{s: s, id: id, readOnly: o.ReadOnly || o.Snapshot != "", snapshot: o.Snapshot,
 		merges: make(map[uint64]struct{}), kicks: make(chan struct{}, 1)}
-	if o.Snapshot != "" {
-		if h, err = s.loadSnapshot(ctx, h, o.Snapshot); err != nil {
-			return nil, err
-		}
-		d.begin(h)
-		return d, nil
-	}
-	if holder := h.lease.Holder; !d.readOnly && holder != s.Key.Public() {
-		return nil, fmt.Errorf("image %v: %w: host %x", id, ErrNotHolder, holder[:8])
-	}
-	if !d.readOnly {
-		if !h.commit.MayWrite() {
-			return nil, fmt.Errorf("image %v: it has features that this version does not write: %w", id, blockstore.ErrFormat)
-		}
+	if !d.readOnly { // before anything is read: the writer before has made its last commit
 		if err := s.enter(d); err != nil {
 			return nil, err
 		}
 	}
-	if err := d.start(ctx, h); err != nil {
+	if err := d.load(ctx); err != nil {
 		d.release()
 		return nil, err
 	}
 	return d, nil
 }
 
-// begin makes a head the state that readers see.
-func (d *Disk) begin(h *head) {
-	d.head = h
-	d.current = &version{tree: tree.Tree{Loader: d.s.loader, Keys: h.keys, Root: h.commit.Root}}
-	d.versions = []*version{d.current}
+// load makes the disk ready for use.
+func (d *Disk) load(ctx context.Context) error {
+	h, mark, err := d.s.load(ctx, d.id)
+	if err != nil {
+		return err
+	}
+	d.mark = mark
+	if d.snapshot != "" {
+		if h, err = d.s.loadSnapshot(ctx, h, d.snapshot); err != nil {
+			return err
+		}
+		d.begin(h, nil)
+		return nil
+	}
+	if holder := h.lease.Holder; !d.readOnly && holder != d.s.Key.Public() {
+		return fmt.Errorf("image %v: %w: host %x", d.id, ErrNotHolder, holder[:8])
+	}
+	if !d.readOnly && !h.commit.MayWrite() {
+		return fmt.Errorf("image %v: it has features that this version does not write: %w", d.id, blockstore.ErrFormat)
+	}
+	return d.start(ctx, h)
+}
+
+// begin makes a head the state that readers see, below a set of dirty sectors.
+func (d *Disk) begin(h *head, active *dirty.Set) {
+	v := &version{tree: tree.Tree{Loader: d.s.loader, Keys: h.keys, Root: h.commit.Root}}
+	d.s.guardFirst(d.id, v)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.head, d.current, d.active = h, v, active
+	d.versions = []*version{v}
 	d.size.Store(h.commit.Size)
 	d.changed.Store(h.commit.Time.UnixNano())
 }
 
 // start replays journals and, if the disk is to be written, commits what they held.
 func (d *Disk) start(ctx context.Context, h *head) error {
-	d.begin(h)
-	d.active = dirty.New(&d.s.dirty)
+	d.begin(h, dirty.New(&d.s.dirty))
 	if err := d.replay(h); err != nil {
 		return err
 	}
@@ -96,11 +104,11 @@ func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, anchor
 	fail := func(err error) (*head, anchor.Mark, error) {
 		return nil, anchor.Mark{}, fmt.Errorf("image %v: %w", id, err)
 	}
-	headID, raw, err := s.Store.Head(id)
+	mark, seen, err := s.Anchor.Load(id) // first: a commit that comes in between is newer than it
 	if err != nil {
 		return fail(err)
 	}
-	mark, seen, err := s.Anchor.Load(id)
+	headID, raw, err := s.Store.Head(id)
 	if err != nil {
 		return fail(err)
 	}

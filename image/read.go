@@ -2,11 +2,9 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
-	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/image/dirty"
 	"github.com/sealdisk/sealdisk/image/record"
 )
@@ -48,18 +46,15 @@ func (d *Disk) ReadVector(ctx context.Context, off int64, n int) ([][]byte, erro
 	if t := d.trace.Load(); t != nil {
 		t.note(off, n)
 	}
-	for {
-		w := d.view()
-		vec, err := w.readAll(ctx, off, n)
-		w.leave()
-		if errors.Is(err, blockstore.ErrNotFound) && d.state() != w.h {
-			continue // a commit came in between, and the collector after it
-		}
-		if err != nil {
-			return nil, err
-		}
-		return trim(vec, int(off%sectorSize), n), nil
+	var vec [][]byte
+	err := d.look(func(w view) (err error) {
+		vec, err = w.readAll(ctx, off, n)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
+	return trim(vec, int(off%sectorSize), n), nil
 }
 
 // readAll gives the slices of all sectors that n bytes at off touch.
@@ -202,8 +197,16 @@ func (d *Disk) Next(ctx context.Context, off int64) (Extent, error) {
 	if off >= size || off < 0 {
 		return Extent{}, io.EOF
 	}
-	w := d.view()
-	defer w.leave()
+	var x Extent
+	err := d.look(func(w view) (err error) {
+		x, err = w.next(ctx, off, size)
+		return err
+	})
+	return x, err
+}
+
+// next gives the extent that begins at off.
+func (w view) next(ctx context.Context, off, size int64) (Extent, error) {
 	region := uint64(off / regionSize)
 	if !w.dirtyIn(region) {
 		next, ok, err := w.nextRegion(ctx, region)

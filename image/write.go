@@ -81,13 +81,16 @@ func (d *Disk) patch(ctx context.Context, region uint64, sector, off int, data [
 		return nil
 	}
 	var page [sectorSize]byte
-	w := d.view()
-	vec, err := w.read(ctx, region, sector, 1, nil)
-	w.leave()
+	err := d.look(func(w view) error {
+		vec, err := w.read(ctx, region, sector, 1, nil)
+		if err == nil {
+			copy(page[:], vec[0])
+		}
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	copy(page[:], vec[0])
 	copy(page[off:], data)
 	d.mu.RLock()
 	d.active.Write(region, sector, page[:], false)
@@ -133,10 +136,12 @@ func (d *Disk) zero(ctx context.Context, region uint64, sector, count int) error
 	rmw := &d.rmw[d.stripe(region)]
 	rmw.RLock()
 	defer rmw.RUnlock()
-	w := d.view()
-	leaf, err := w.v.tree.Leaf(ctx, region)
-	blank := leaf == nil && !w.dirtyIn(region)
-	w.leave()
+	blank := false
+	err := d.look(func(w view) error {
+		leaf, err := w.v.tree.Leaf(ctx, region)
+		blank = leaf == nil && !w.dirtyIn(region)
+		return err
+	})
 	if err != nil || blank {
 		return err
 	}
