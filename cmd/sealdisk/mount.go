@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -79,10 +80,10 @@ func mount(c *cli.Context) error {
 		return detach(c, e, o, r)
 	}
 	m := &mounting{env: e, dir: r.Dir}
-	err = m.run(c.Context, o, r, func() { tellReady(ready, nil) })
-	if ready != "" && !m.up {
-		tellReady(ready, daemon.AsError(err))
-	}
+	var told sync.Once // how the mounting went
+	tell := func(err error) { told.Do(func() { tellReady(ready, daemon.AsError(err)) }) }
+	err = m.run(c.Context, o, r, tell)
+	tell(err)
 	return err
 }
 
@@ -94,28 +95,47 @@ type mounting struct {
 	*env
 	dir  string
 	conn *daemon.Conn
-	up   bool
 }
 
-func (m *mounting) run(ctx context.Context, o daemon.Options, r daemon.MountRequest, ready func()) (err error) {
+// errLeft: the user did not want to wait for files of the mount to be closed.
+var errLeft = &daemon.Error{Code: daemon.CodeInUse, Message: "ended while files of the mount were open", Hint: "what was not flushed is lost"}
+
+// run tells when the mount is up. If it is refused, but others have come for
+// mounts of theirs to this process meanwhile, it tells so and serves those.
+func (m *mounting) run(ctx context.Context, o daemon.Options, r daemon.MountRequest, tell func(error)) (err error) {
 	m.conn, err = daemon.Connect(ctx, o)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.conn.Close()) }()
+	defer func() {
+		if !errors.Is(err, errLeft) { // else the store must look as if the machine had stopped
+			err = errors.Join(err, m.conn.Close())
+		}
+	}()
 	if err := m.conn.Unlock(); err != nil {
 		return err
 	}
 	again := make(chan os.Signal, 1) // signals after the one that ends ctx
 	signal.Notify(again, unix.SIGINT, unix.SIGTERM)
 	defer signal.Stop(again)
-	if err := m.conn.Call(ctx, daemon.OpMount, r, nil, nil, m.show); err != nil {
-		return err
+	refused := m.conn.Call(ctx, daemon.OpMount, r, nil, nil, m.show)
+	switch {
+	case refused == nil:
+		tell(nil)
+		_, _ = systemd.SdNotify(false, systemd.SdNotifyReady) // no systemd, no message
+		m.say("mounted at %s", m.dir)
+	case m.conn.Serves():
+		tell(refused)
+		m.say("%v; serving the mounts of others", refused)
+	default:
+		return refused
 	}
-	m.up = true
-	ready()
-	_, _ = systemd.SdNotify(false, systemd.SdNotifyReady) // no systemd, no message
-	m.say("mounted at %s", m.dir)
+	return errors.Join(refused, m.serve(ctx, again))
+}
+
+// serve returns when the mount has ended or, in the process that has the store,
+// all mounts. When ctx is done it ends them.
+func (m *mounting) serve(ctx context.Context, again <-chan os.Signal) error {
 	ended := make(chan error, 1)
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -126,7 +146,10 @@ func (m *mounting) run(ctx context.Context, o daemon.Options, r daemon.MountRequ
 	case <-ctx.Done():
 	}
 	_, _ = systemd.SdNotify(false, systemd.SdNotifyStopping)
-	<-again // the signal that ended ctx is here too
+	select {
+	case <-again: // the signal that ended ctx comes here too
+	case <-time.After(unmountRetry): // unless it came before the mount was asked for
+	}
 	return m.end(life, ended, again)
 }
 
@@ -134,6 +157,7 @@ func (m *mounting) run(ctx context.Context, o daemon.Options, r daemon.MountRequ
 // While files are open it tries again and again, until another signal comes: then
 // it detaches the mounts, and at the one after that it leaves.
 func (m *mounting) end(ctx context.Context, ended <-chan error, again <-chan os.Signal) error {
+	m.conn.Refuse() // or there is no end
 	retry := time.NewTicker(unmountRetry)
 	defer retry.Stop()
 	err := m.unmountAll(ctx, false)
@@ -150,7 +174,7 @@ func (m *mounting) end(ctx context.Context, ended <-chan error, again <-chan os.
 			}
 		case <-again:
 			if forced {
-				return &daemon.Error{Code: daemon.CodeInUse, Message: "ended while files of the mount were open", Hint: "what was not flushed is lost"}
+				return errLeft
 			}
 			forced = true
 			if err := m.unmountAll(ctx, true); err != nil {
@@ -192,7 +216,10 @@ func tellReady(fd string, failure *daemon.Error) {
 // outlives this process.
 func detach(c *cli.Context, e *env, o daemon.Options, r daemon.MountRequest) error {
 	if client := daemon.Running(c.Context, e.store); client != nil {
-		return client.Call(c.Context, daemon.OpMount, r, nil, nil, e.show)
+		err := client.Call(c.Context, daemon.OpMount, r, nil, nil, e.show)
+		if !errors.Is(err, daemon.ErrUnreachable) {
+			return err
+		}
 	}
 	pass, err := daemon.AskPassphrase(e.home, o.Prompt)
 	if err != nil {

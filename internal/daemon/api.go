@@ -59,6 +59,7 @@ type Status struct {
 	PID        int      `json:"pid"`
 	Command    string   `json:"command"`
 	Persistent bool     `json:"persistent"`
+	Ending     bool     `json:"ending"` // it makes no mount any more
 	Mounts     []string `json:"mounts"`
 }
 

@@ -33,8 +33,8 @@ func newClient(store string) *Client {
 	return &Client{http: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConns: 1}}}
 }
 
-// errUnreachable: no daemon has seen the request.
-var errUnreachable = errors.New("daemon: nobody serves the store")
+// ErrUnreachable: no daemon has done anything for the request.
+var ErrUnreachable = errors.New("daemon: nobody serves the store")
 
 // Handler takes the events of an operation but its end; nil drops them.
 type Handler func(Event)
@@ -61,10 +61,13 @@ func (c *Client) Call(ctx context.Context, op string, request any, body io.Reade
 		if ctx.Err() != nil {
 			return interrupted(ctx)
 		}
-		return fmt.Errorf("%w: %w", errUnreachable, err)
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	switch {
+	case resp.StatusCode == http.StatusServiceUnavailable:
+		return fmt.Errorf("%w: it is about to end", ErrUnreachable)
+	case resp.StatusCode != http.StatusOK:
 		return fail(CodeInternal, "the daemon may be of another version: end it", "daemon: %s: %s", op, resp.Status)
 	}
 	err = readEvents(resp.Body, result, on)
@@ -150,11 +153,11 @@ func connectOnce(ctx context.Context, o Options) (*Conn, error) {
 	var st Status
 	err := c.Client.Call(ctx, OpStatus, Nothing{}, nil, &st, nil)
 	switch {
-	case err == nil && o.Persistent && !st.Persistent:
+	case err == nil && o.Persistent && (!st.Persistent || st.Ending):
 		return nil, fail(CodeInUse, "try again when it is done", "the store is in use by %q (process %d): %w", st.Command, st.PID, errPassing)
 	case err == nil:
 		return c, nil
-	case !errors.Is(err, errUnreachable):
+	case !errors.Is(err, ErrUnreachable):
 		return nil, err
 	}
 	d, err := openDaemon(ctx, o)
@@ -169,12 +172,12 @@ func connectOnce(ctx context.Context, o Options) (*Conn, error) {
 	return c, nil
 }
 
-// Call is Client.Call. If the daemon ended before it saw the request, another
+// Call is Client.Call. If the daemon ended before it took the request on, another
 // one is found.
 func (c *Conn) Call(ctx context.Context, op string, request any, body io.Reader, result any, on Handler) error {
 	for {
 		err := c.Client.Call(ctx, op, request, body, result, on)
-		if !errors.Is(err, errUnreachable) || c.local != nil || body != nil {
+		if !errors.Is(err, ErrUnreachable) || c.local != nil || body != nil {
 			return err
 		}
 		next, err := Connect(ctx, c.opts)
@@ -219,12 +222,24 @@ func Running(ctx context.Context, store string) *Client {
 	return c
 }
 
-// Close ends a daemon in this process after the operations of others are done.
+// Serves says whether a daemon in this process has mounts.
+func (c *Conn) Serves() bool { return c.local != nil && c.local.mounts.serves() }
+
+// Refuse makes a daemon in this process refuse further mounts.
+func (c *Conn) Refuse() {
+	if c.local != nil {
+		c.local.mounts.end()
+	}
+}
+
+// Close ends a daemon in this process after its mounts and the operations of
+// others are done.
 func (c *Conn) Close() error {
 	c.http.CloseIdleConnections()
 	if c.local == nil {
 		return nil
 	}
-	err := c.server.stop(context.Background())
+	ctx := context.Background()
+	err := errors.Join(c.local.mounts.wait(ctx), c.server.stop(ctx))
 	return errors.Join(err, c.local.Close())
 }

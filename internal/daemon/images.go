@@ -49,7 +49,8 @@ func keyed[R any](d *Daemon, run func(ctx context.Context, c *call, r R) (any, e
 }
 
 func (d *Daemon) status(_ context.Context, _ *call, _ Nothing) (any, error) {
-	return Status{PID: os.Getpid(), Command: d.opts.Command, Persistent: d.opts.Persistent, Mounts: d.mounts.dirs()}, nil
+	dirs, over := d.mounts.dirs()
+	return Status{PID: os.Getpid(), Command: d.opts.Command, Persistent: d.opts.Persistent, Ending: over, Mounts: dirs}, nil
 }
 
 // find resolves NAME or NAME@SNAP. That the snapshot exists is found out when

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -15,53 +16,94 @@ import (
 
 // mounts is the mounts of a daemon.
 type mounts struct {
-	d *Daemon
+	d    *Daemon
+	turn chan struct{} // held while a mount is made: the next one must see it
 
-	mu    sync.Mutex
-	byDir map[string]*fs.Server
-	gone  chan struct{} // closed and replaced when a mount has gone
+	mu      sync.Mutex
+	byDir   map[string]*fs.Server   // what can be unmounted
+	live    map[*fs.Server]struct{} // that, and what was detached with files open
+	pending int                     // mounts that are being made
+	over    bool                    // the daemon ends: there will be no other mount
+	changed chan struct{}           // closed and replaced when live or pending shrinks
 }
+
+// errEnding: the daemon makes no mount any more, and another process is about to
+// have the store. Its client looks for that one.
+var errEnding = errors.New("daemon: ending")
 
 func newMounts(d *Daemon) *mounts {
-	return &mounts{d: d, byDir: map[string]*fs.Server{}, gone: make(chan struct{})}
+	return &mounts{
+		d: d, turn: make(chan struct{}, 1), byDir: map[string]*fs.Server{}, live: map[*fs.Server]struct{}{},
+		changed: make(chan struct{}),
+	}
 }
 
-// dirs lists where something is mounted, sorted.
-func (m *mounts) dirs() []string {
+// dirs lists where something is mounted, sorted, and whether it is the last list.
+func (m *mounts) dirs() (list []string, over bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	list := make([]string, 0, len(m.byDir))
+	list = make([]string, 0, len(m.byDir))
 	for dir := range m.byDir {
 		list = append(list, dir)
 	}
 	slices.Sort(list)
-	return list
+	return list, m.over
 }
 
-// wait returns when there is no mount, or when ctx ends.
+// end makes all further mounts fail, also those that are being made.
+func (m *mounts) end() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.over = true
+}
+
+// serves says whether there are mounts, or will be.
+func (m *mounts) serves() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.live) > 0 || m.pending > 0
+}
+
+// wait returns when there is no mount, also none that was detached, and there
+// will be none; or when ctx ends.
 func (m *mounts) wait(ctx context.Context) error {
-	return m.until(ctx, func() bool { return len(m.byDir) == 0 })
+	return m.until(ctx, func() bool {
+		none := len(m.live) == 0 && m.pending == 0
+		m.over = m.over || none
+		return none
+	})
 }
 
-// waitFor returns when nothing is mounted at dir, or when ctx ends.
+// waitFor returns when what is mounted at dir has gone, or when ctx ends.
 func (m *mounts) waitFor(ctx context.Context, dir string) error {
-	return m.until(ctx, func() bool { return m.byDir[dir] == nil })
+	m.mu.Lock()
+	srv := m.byDir[dir]
+	m.mu.Unlock()
+	return m.until(ctx, func() bool {
+		_, lives := m.live[srv]
+		return !lives
+	})
 }
 
 func (m *mounts) until(ctx context.Context, isLocked func() bool) error {
 	for {
 		m.mu.Lock()
-		is, gone := isLocked(), m.gone
+		is, changed := isLocked(), m.changed
 		m.mu.Unlock()
 		if is {
 			return nil
 		}
 		select {
-		case <-gone:
+		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+func (m *mounts) wakeLocked() {
+	close(m.changed)
+	m.changed = make(chan struct{})
 }
 
 func (m *mounts) mount(ctx context.Context, r MountRequest) error {
@@ -74,6 +116,11 @@ func (m *mounts) mount(ctx context.Context, r MountRequest) error {
 			return fail(CodeNotFound, "sealdisk ls lists the images", "no image %q", name)
 		}
 	}
+	done, err := m.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	servePages()
 	srv, err := fs.Mount(ctx, lib, fs.Options{
 		Dir: r.Dir, Source: m.d.opts.Store, ReadOnly: r.ReadOnly, AllowOther: r.AllowOther,
@@ -82,11 +129,56 @@ func (m *mounts) mount(ctx context.Context, r MountRequest) error {
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	m.byDir[r.Dir] = srv
-	m.mu.Unlock()
+	if err := m.add(ctx, r.Dir, srv); err != nil {
+		// Nobody has been told of it, so nobody would end it.
+		return errors.Join(err, srv.Detach(context.WithoutCancel(ctx)))
+	}
 	m.d.log.Info("mounted", "dir", r.Dir)
-	go m.watch(r.Dir, srv)
+	return nil
+}
+
+// begin keeps the daemon from ending, and other mounts from being made, until done.
+func (m *mounts) begin(ctx context.Context) (done func(), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over {
+		return nil, errEnding
+	}
+	m.pending++
+	m.mu.Unlock()
+	select {
+	case m.turn <- struct{}{}:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	m.mu.Lock()
+	if err != nil {
+		m.pending--
+		m.wakeLocked()
+		return nil, err
+	}
+	return func() {
+		<-m.turn
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.pending--
+		m.wakeLocked()
+	}, nil
+}
+
+// add makes a mount known, unless it is not wanted any more.
+func (m *mounts) add(ctx context.Context, dir string, srv *fs.Server) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.live[srv] = struct{}{}
+	go m.watch(dir, srv)
+	switch {
+	case m.over:
+		return errEnding
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	m.byDir[dir] = srv
 	return nil
 }
 
@@ -102,12 +194,16 @@ func (m *mounts) watch(dir string, srv *fs.Server) {
 	srv.Wait()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	delete(m.live, srv)
+	m.forgetLocked(dir, srv)
+	m.wakeLocked()
+	m.d.log.Info("unmounted", "dir", dir)
+}
+
+func (m *mounts) forgetLocked(dir string, srv *fs.Server) {
 	if m.byDir[dir] == srv {
 		delete(m.byDir, dir)
 	}
-	close(m.gone)
-	m.gone = make(chan struct{})
-	m.d.log.Info("unmounted", "dir", dir)
 }
 
 // unmount ends a mount. With force files may be open: they work on until they
@@ -120,20 +216,23 @@ func (m *mounts) unmount(ctx context.Context, dir string, force bool) error {
 		return fail(CodeNotFound, "sealdisk stats lists the mounts", "this store is not mounted at %s", dir)
 	}
 	err := srv.Unmount(ctx)
-	if force && errors.Is(err, fs.ErrBusy) {
-		err = srv.Detach(ctx)
+	if !force || !errors.Is(err, fs.ErrBusy) {
+		return err
 	}
-	return err
+	if err := srv.Detach(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forgetLocked(dir, srv) // the folder is free; what comes there is another mount
+	return nil
 }
 
 // invalidate makes the kernel forget what it knows of an image whose name or
 // content was changed by an operation.
 func (m *mounts) invalidate(name string) {
 	m.mu.Lock()
-	servers := make([]*fs.Server, 0, len(m.byDir))
-	for _, s := range m.byDir {
-		servers = append(servers, s)
-	}
+	servers := slices.Collect(maps.Keys(m.live))
 	m.mu.Unlock()
 	for _, s := range servers {
 		s.Invalidate(name)

@@ -189,6 +189,10 @@ func (s *server) run(ctx context.Context, name string, op operation, w http.Resp
 	}
 	began := time.Now()
 	result, err := s.attempt(ctx, op, c)
+	if errors.Is(err, errEnding) { // nothing was answered so far
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
 	if err != nil {
 		failure := AsError(err)
 		s.d.log.Info("operation failed", "op", name, "code", failure.Code, "err", err, "took", time.Since(began))

@@ -177,8 +177,9 @@ func (d *Daemon) stats(_ context.Context, _ *call, _ Nothing) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("daemon: %w", err)
 	}
+	dirs, _ := d.mounts.dirs()
 	return Stats{
 		Store: d.opts.Store, ID: d.store.ID().String(), Images: len(images), Objects: s.Objects, Live: s.LiveBytes, Dead: s.DeadBytes,
-		Files: s.FileBytes, Available: available, Total: total, Mounts: d.mounts.dirs(), PID: os.Getpid(),
+		Files: s.FileBytes, Available: available, Total: total, Mounts: dirs, PID: os.Getpid(),
 	}, nil
 }
