@@ -106,10 +106,10 @@ func rmCommand() *cli.Command {
 		Usage:     "remove an image or a snapshot",
 		ArgsUsage: "NAME[@SNAP]",
 		Description: `Refused while the image is in use, and without --force for an image that has
-snapshots. Clones keep what they share. sealdisk gc gives the space back.
+snapshots or does not open. Clones keep what they share. sealdisk gc gives the space back.
 
 Example: sealdisk rm debian@monday`,
-		Flags:        []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "remove the image's snapshots too"}},
+		Flags:        []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "remove the image's snapshots too, or an image that does not open"}},
 		BashComplete: completeImages,
 		Action: func(c *cli.Context) error {
 			a, err := args(c, 1, 1)
