@@ -154,7 +154,8 @@ func connectOnce(ctx context.Context, o Options) (*Conn, error) {
 	err := c.Client.Call(ctx, OpStatus, Nothing{}, nil, &st, nil)
 	switch {
 	case err == nil && o.Persistent && (!st.Persistent || st.Ending):
-		return nil, fail(CodeInUse, "try again when it is done", "the store is in use by %q (process %d): %w", st.Command, st.PID, errPassing)
+		message := fmt.Sprintf("the store is in use by %q (process %d)", st.Command, st.PID)
+		return nil, &Error{Code: CodeInUse, Message: message, Hint: "try again when it is done", cause: errPassing}
 	case err == nil:
 		return c, nil
 	case !errors.Is(err, ErrUnreachable):
