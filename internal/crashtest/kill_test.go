@@ -7,7 +7,7 @@ import (
 
 // Nothing that was acknowledged is lost or torn when the daemon is killed.
 func TestKill(t *testing.T) {
-	kills := int(number(t, "SEALDISK_CRASH_KILLS", 8))
+	kills := int(number(t, "SEALDISK_CRASH_KILLS", 7))
 	w, err := create(t.TempDir(), t.TempDir(), chooser(t))
 	if err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ import (
 
 const (
 	patience = 2 * time.Minute // for one command or start, on a machine that is busy
-	imageMB  = 48
+	imageMB  = 32
 	sectors  = imageMB << 20 / sectorSize
 )
 
