@@ -306,6 +306,7 @@ type Batch struct {
 	mu    sync.Mutex // guards what follows
 	batch []Object
 	bytes int
+	done  []ObjectID // handed to the store
 }
 
 // NewBatch begins an empty batch.
@@ -319,7 +320,7 @@ func (b *Batch) Add(ctx context.Context, objects ...Object) error {
 		b.batch = append(b.batch, o)
 		b.bytes += len(o.Bytes)
 		if b.bytes >= gatherBytes {
-			full, b.batch, b.bytes = b.batch, nil, 0
+			full = b.takeLocked()
 		}
 		b.mu.Unlock()
 		if full != nil {
@@ -340,11 +341,28 @@ func (b *Batch) AddSmall(ctx context.Context, raw []byte) (SmallRef, error) {
 // Flush stores the rest. Nobody may add meanwhile.
 func (b *Batch) Flush(ctx context.Context) error {
 	b.mu.Lock()
-	rest := b.batch
-	b.batch, b.bytes = nil, 0
+	rest := b.takeLocked()
 	b.mu.Unlock()
 	if len(rest) == 0 {
 		return nil
 	}
 	return b.store.PutObjects(ctx, rest)
+}
+
+func (b *Batch) takeLocked() []Object {
+	full := b.batch
+	b.batch, b.bytes = nil, 0
+	for _, o := range full {
+		b.done = append(b.done, o.ID)
+	}
+	return full
+}
+
+// Abort deletes what was stored. Only for objects that nothing names.
+func (b *Batch) Abort(ctx context.Context) error {
+	b.mu.Lock()
+	ids := b.done
+	b.batch, b.bytes, b.done = nil, 0, nil
+	b.mu.Unlock()
+	return b.store.DeleteObjects(ctx, ids)
 }

@@ -47,6 +47,7 @@ type Store struct {
 	dir  string
 	opt  Options
 	lock *os.File
+	hold *os.File // Badger's folder, locked as Badger does it
 	db   *badger.DB
 
 	failed   atomic.Pointer[error] // why the store stopped
@@ -197,11 +198,16 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	if s.lock, err = takeLock(dir); err != nil {
 		return nil, err
 	}
+	if s.hold, err = takeBadgerLock(filepath.Join(dir, "badger")); err != nil {
+		s.lock.Close()
+		return nil, err
+	}
 	if err := s.openLocked(); err != nil {
 		if s.db != nil {
 			s.db.Close()
 		}
 		s.space.close()
+		s.hold.Close()
 		s.lock.Close()
 		return nil, err
 	}
@@ -293,6 +299,7 @@ func (s *Store) Close() error {
 		err = s.db.Close()
 	}
 	s.space.close()
+	s.hold.Close()
 	if cerr := s.lock.Close(); err == nil {
 		err = cerr
 	}
@@ -319,12 +326,30 @@ func takeLock(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("blockstore: lock: %w", err)
 	}
-	note := fmt.Sprintf("%d\n%s\n", os.Getpid(), strings.Join(os.Args, " "))
+	// The name of the program alone: its arguments name images.
+	note := fmt.Sprintf("%d\n%s\n", os.Getpid(), filepath.Base(os.Args[0]))
 	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(note), 0)
 	}
 	if err != nil && !errors.Is(err, unix.ENOSPC) { // the note is a courtesy; a full disk must still open
 		f.Close()
+		return nil, fmt.Errorf("blockstore: lock: %w", err)
+	}
+	return f, nil
+}
+
+// takeBadgerLock locks Badger's folder as Badger itself would, so that no other program
+// that has Badger in it uses the store beside us.
+func takeBadgerLock(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("blockstore: lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, holderOf(filepath.Join(dir, "LOCK")) // where Badger notes its process
+		}
 		return nil, fmt.Errorf("blockstore: lock: %w", err)
 	}
 	return f, nil

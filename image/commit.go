@@ -143,6 +143,30 @@ type batch struct {
 func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalNumber, merges []uint64) (*head, *outcome, error) {
 	d := b.d
 	put := blockstore.NewBatch(d.s.Store)
+	next, up, err := b.prepare(ctx, put, e, absorbed, merges)
+	var raw []byte
+	if err == nil {
+		raw, err = b.seal.Commit(next.commit, d.s.sign)
+	}
+	if err != nil { // nothing names what was put: a full store needs the room
+		if aerr := put.Abort(context.WithoutCancel(ctx)); aerr != nil {
+			d.s.Log.Warn("objects of a commit that failed", "image", d.id, "error", aerr)
+		}
+		return nil, nil, err
+	}
+	// The point of no return: from here on this is the image, and the journals that it
+	// absorbs are not looked at any more.
+	next.id, err = d.s.Store.PutCommit(ctx, d.id, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	up.Tree.Keys = next.keys
+	return next, &outcome{tree: up.Tree, dead: append(b.dead, up.Dead...), full: b.full}, nil
+}
+
+// prepare stores everything but the commit itself.
+func (b *batch) prepare(ctx context.Context, put *blockstore.Batch, e *edit, absorbed blockstore.JournalNumber, merges []uint64) (*head, *tree.Update, error) {
+	d := b.d
 	base := d.current.tree
 	if len(merges) > 0 {
 		for _, r := range d.startup(ctx, d.head) {
@@ -170,21 +194,7 @@ func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalN
 	}
 	c := next.commit
 	c.Root, c.Size, c.Absorbed = up.Tree.Root, size, absorbed
-	if err := put.Flush(ctx); err != nil {
-		return nil, nil, err
-	}
-	raw, err := b.seal.Commit(c, d.s.sign)
-	if err != nil {
-		return nil, nil, err
-	}
-	// The point of no return: from here on this is the image, and the journals that it
-	// absorbs are not looked at any more.
-	next.id, err = d.s.Store.PutCommit(ctx, d.id, raw)
-	if err != nil {
-		return nil, nil, err
-	}
-	up.Tree.Keys = next.keys
-	return next, &outcome{tree: up.Tree, dead: append(b.dead, up.Dead...), full: b.full}, nil
+	return next, up, put.Flush(ctx)
 }
 
 // outcome is what a commit leaves to be done once it is durable.

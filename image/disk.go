@@ -189,11 +189,14 @@ func (d *Disk) dirtyBytes() int64 {
 }
 
 // Still commits what is dirty and gives the disk as it is then, read-only: what is
-// written later does not show in it. It holds back the freeing of what it reads, not a
+// written later does not show in it, unless the store has no room for the commit. It holds back the freeing of what it reads, not a
 // collection, which the caller keeps off; release ends that.
 func (d *Disk) Still(ctx context.Context) (still *Disk, release func(), err error) {
+	full := false
 	if !d.readOnly {
-		if err := d.Commit(ctx); err != nil {
+		err := d.Commit(ctx)
+		full = errors.Is(err, blockstore.ErrNoSpace)
+		if err != nil && !full {
 			return nil, nil, err
 		}
 	}
@@ -201,8 +204,8 @@ func (d *Disk) Still(ctx context.Context) (still *Disk, release func(), err erro
 	still = &Disk{s: d.s, id: d.id, readOnly: true}
 	still.begin(w.h, nil)
 	still.current.tree = w.v.tree
-	if d.readOnly { // a journal may have been replayed over the head, and is not written to any more
-		still.active = w.active
+	if d.readOnly || full { // what is in no commit: replayed from a journal, or without room for one
+		still.active, still.frozen = w.active, w.frozen
 		still.size.Store(d.Size())
 	}
 	return still, sync.OnceFunc(w.leave), nil
@@ -336,6 +339,10 @@ func (d *Disk) Close(ctx context.Context) error {
 	var err error
 	if !d.readOnly && d.failed.Load() == nil {
 		err = d.finish(ctx)
+		if errors.Is(err, blockstore.ErrNoSpace) && d.Flush(ctx) == nil {
+			d.s.Log.Warn("no room for a commit: the journal keeps what was written", "image", d.id)
+			err = nil
+		}
 	}
 	d.flushMu.Lock()
 	d.closed.Store(true)

@@ -26,6 +26,7 @@ type rig struct {
 	identity  age.Identity
 	recipient string
 	dirty     int64
+	reserve   int64
 	s         *Shared
 }
 
@@ -53,7 +54,7 @@ func newRig(t *testing.T) *rig {
 }
 
 func (r *rig) storeOptions() blockstore.Options {
-	return blockstore.Options{Logger: slog.New(slog.DiscardHandler), Reserve: 1 << 20}
+	return blockstore.Options{Logger: slog.New(slog.DiscardHandler), Reserve: max(r.reserve, 1<<20)}
 }
 
 func (r *rig) start() {

@@ -90,7 +90,12 @@ func (d *Disk) start(ctx context.Context, h *head) error {
 	if d.readOnly {
 		return nil
 	}
-	if err := d.commit(ctx, nil); err != nil {
+	err := d.commit(ctx, nil)
+	switch {
+	case errors.Is(err, blockstore.ErrNoSpace): // what the journals held is frozen, readable, and still in them
+		d.s.Log.Warn("no room for a commit", "image", d.id)
+		d.stall.Store(&err)
+	case err != nil:
 		return err
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
