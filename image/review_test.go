@@ -192,31 +192,6 @@ func TestGuardOpening(t *testing.T) {
 	r.s.Guard(id)()
 }
 
-func TestWriteLseekBesideCollect(t *testing.T) {
-	r := newRig(t)
-	ctx := context.Background()
-	id := r.create(64 << 20)
-	d := r.open(id, OpenOptions{})
-	d.WriteAt(ctx, noise(1<<20, 1), 0)
-	if err := d.Commit(ctx); err != nil {
-		t.Fatal(err)
-	}
-	// what patch does: view, [commit and collection come in between], read
-	w := d.view()
-	d.WriteAt(ctx, noise(1<<20, 2), 0)
-	if err := d.Commit(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.s.Store.Collect(ctx, blockstore.CollectOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	r.s.frames.InvalidateAll()
-	_, err := w.read(ctx, 0, 0, 1, nil)
-	w.leave()
-	t.Logf("patch (a write of 512 bytes) gets: %v", err)
-}
-
-// TestEmptiedJournal: the only record of the first of two journals is damaged; its header stays.
 func TestEmptiedJournal(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
