@@ -134,7 +134,9 @@ func TestLiveChecks(t *testing.T) {
 	}
 	stop.Store(true)
 	wg.Wait()
-	t.Logf("%d commits, %d rounds; gc errors %v; verify faults %v", commits, gcs, gcErr, faults)
+	if len(gcErr)+len(faults) > 0 || commits == 0 {
+		t.Errorf("%d commits, %d rounds; gc errors %v; verify faults %v", commits, gcs, gcErr, faults)
+	}
 	r.close(d)
 	r.stop()
 	r.start()
