@@ -12,7 +12,9 @@ import (
 var layer = map[string]int{
 	"blockstore":           0,
 	"blockstore/storetest": 0,
+	"cmd/bench/report":     0,
 	"crypto":               0,
+	"fs/copyserver":        0,
 	"fs/powercut":          0,
 	"image/dirty":          0,
 	"image/format":         0,
@@ -30,6 +32,7 @@ var layer = map[string]int{
 	"transfer":             5,
 	"transfer/qemu":        5,
 	"internal/daemon":      6,
+	"cmd/bench":            7,
 	"cmd/sealdisk":         7,
 	"internal/crashtest":   8,
 }

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sealdisk/sealdisk/cmd/bench/report"
+)
+
+// maxResident is the largest resident set of an ended process, in bytes.
+func maxResident(p *os.ProcessState) int64 {
+	if usage, ok := p.SysUsage().(*syscall.Rusage); ok {
+		return usage.Maxrss * 1024
+	}
+	return 0
+}
+
+// resetPeak begins the count of a process's largest resident set anew.
+func resetPeak(d *daemon) error {
+	if d == nil {
+		return nil
+	}
+	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", d.pid()), []byte("5"), 0)
+}
+
+// notePeak keeps the largest resident set of a target's server.
+func (b *bench) notePeak(row string, t target, contender string) error {
+	d := t.Server()
+	if d == nil || t.Name() == report.Memory {
+		return nil
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.pid()))
+	if err != nil {
+		return err
+	}
+	kib, err := field(string(text), "VmHWM:")
+	if err != nil {
+		return err
+	}
+	b.results.Peak(row, contender, float64(kib)/1024)
+	return nil
+}
+
+// field reads the number after a key at the beginning of a line.
+func field(text, key string) (int64, error) {
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, key); ok {
+			if f := strings.Fields(rest); len(f) > 0 {
+				return strconv.ParseInt(f[0], 10, 64)
+			}
+		}
+	}
+	return 0, fmt.Errorf("no %s", key)
+}
+
+// deviceWritten is how many bytes the device below the folder has been given to write. It fails where
+// the folder is on no single block device.
+func (b *bench) deviceWritten() (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(b.dir, &st); err != nil {
+		return 0, err
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/stat", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		return 0, err
+	}
+	return parseDeviceStat(string(text))
+}
+
+// parseDeviceStat gives the bytes written of /sys/block/…/stat: its seventh number, in 512 bytes.
+func parseDeviceStat(text string) (int64, error) {
+	f := strings.Fields(text)
+	if len(f) < 7 {
+		return 0, fmt.Errorf("device statistics %q", text)
+	}
+	n, err := strconv.ParseInt(f[6], 10, 64)
+	return n * 512, err
+}
+
+// dropCaches makes the page cache cold.
+func (b *bench) dropCaches() error {
+	if err := b.sync(); err != nil {
+		return err
+	}
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}
+
+// facts describes the run, the machine and every program.
+func (b *bench) facts(began time.Time) []report.Note {
+	read := func(name, key string) string {
+		text, _ := os.ReadFile(name)
+		for line := range strings.Lines(string(text)) {
+			if k, v, ok := strings.Cut(line, key); ok && strings.TrimRight(k, "\t ") == "" {
+				return strings.Trim(strings.TrimSpace(strings.TrimLeft(strings.TrimSpace(v), ":")), `"`)
+			}
+		}
+		return "unknown"
+	}
+	kib, _ := strconv.ParseInt(strings.TrimSuffix(read("/proc/meminfo", "MemTotal:"), " kB"), 10, 64)
+	facts := []report.Note{
+		{What: "run", Why: fmt.Sprintf("%s UTC, %d min, %d rounds", began.UTC().Format("2006-01-02 15:04"), int(time.Since(began).Minutes()), b.rounds)},
+		{What: "machine", Why: fmt.Sprintf("%d cores of %s, %.1f GiB", runtime.NumCPU(), read("/proc/cpuinfo", "model name"), float64(kib)/(1<<20))},
+		{What: "load at the end", Why: firstLine("/proc/loadavg")},
+		{What: "kernel, system", Why: "Linux " + firstLine("/proc/sys/kernel/osrelease") + ", " + read("/etc/os-release", "PRETTY_NAME=")},
+		{What: "work folder", Why: b.fileSystem()},
+		{What: "sealdisk", Why: b.revision + ", " + runtime.Version()},
+	}
+	for _, p := range [][]string{
+		{"fio", "--version"}, {"gocryptfs", "-version"}, {"restic", "version"}, {"qemu-img", "--version"},
+		{"qemu-storage-daemon", "--version"}, {"openssl", "version"}, {"cp", "--version"}, {"mkfs.ext4", "-V"},
+	} {
+		facts = append(facts, report.Note{What: p[0], Why: version(p)})
+	}
+	return append(facts, report.Note{What: "sizes", Why: b.sizes()}, report.Note{What: "settings", Why: settings})
+}
+
+func (b *bench) sizes() string {
+	return fmt.Sprintf("image %d MiB, %d MiB of it files of /usr, %d MiB random; read disk %d MiB, small set %d MiB; written disk %d MiB; "+
+		"reads and fsyncs %v each; random writes %v (sealdisk, gocryptfs), %v (memory server), %v (others), their opening %v; mixed %v, a snapshot every %v; growth from %d MiB",
+		b.image/mib, b.usr/mib, b.noise/mib, b.readDisk/mib, b.smallSet/mib, b.writeDisk/mib,
+		b.short, b.sustained, b.first, b.peer, b.first, b.mixed, b.betweenSnapshots, b.growth/mib)
+}
+
+const settings = "fio with O_DIRECT, libaio (psync with fsync), fresh random buffers; disks for fio hold random bytes; sealdisk with its defaults " +
+	"(zstd, cache 256 MiB) unless named; qemu-storage-daemon with its defaults (page cache, one thread), LUKS aes-xts, iter-time 200 ms; " +
+	"gocryptfs AES-GCM, scrypt N 2¹²; warm: the set was read once before; transfers: the source is in the page cache, time until synced"
+
+func (b *bench) fileSystem() string {
+	out, err := exec.Command("findmnt", "-n", "-o", "FSTYPE,SOURCE,OPTIONS", "-T", filepath.Dir(b.dir)).Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.Join(strings.Fields(string(out)), " ")
+}
+
+func firstLine(name string) string {
+	text, _ := os.ReadFile(name)
+	line, _, _ := strings.Cut(string(text), "\n")
+	return line
+}
+
+// version is the first line that a program says of itself.
+func version(args []string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+	line, _, _ := strings.Cut(string(out), "\n")
+	if err != nil && line == "" {
+		return "not installed"
+	}
+	return line
+}
