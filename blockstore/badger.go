@@ -237,6 +237,7 @@ func (s *Store) view(what string, key []byte, name string, fn func(b []byte) err
 			inFn = true
 			fnErr = fn(b)
 			inFn = false
+			s.mapped.touched(len(b))
 			return nil
 		})
 		if err != nil {
@@ -286,7 +287,7 @@ func (s *Store) keys(ctx context.Context, prefix []byte, fn func(it item) error)
 	}()
 	return s.db.View(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
-		defer it.Close()
+		defer s.mapped.closing(it)
 		for it.Rewind(); it.Valid(); it.Next() {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -381,6 +382,7 @@ func (s *Store) write(ctx context.Context, bytes int64, spend bool, do func() er
 	if err := do(); err != nil {
 		return s.fail(fmt.Errorf("badger: %w", err))
 	}
+	s.mapped.touched(int(bytes))
 	if err := s.dirSync.sync(); err != nil {
 		return s.fail(err)
 	}

@@ -302,6 +302,10 @@ const gatherBytes = 8 << 20 // of objects, before they go to the store
 // Batch gathers objects into bounded batches. Whoever fills a batch stores it, so
 // sealing and storing overlap and memory stays bounded. Safe for concurrent use.
 type Batch struct {
+	// Bulk: nothing of it will be read soon, so it is kept out of the page cache. Set
+	// before the first Add.
+	Bulk bool
+
 	store *Store
 	mu    sync.Mutex // guards what follows
 	batch []Object
@@ -326,6 +330,9 @@ func (b *Batch) Add(ctx context.Context, objects ...Object) error {
 		if full != nil {
 			if err := b.store.PutObjects(ctx, full); err != nil {
 				return err
+			}
+			if b.Bulk {
+				b.store.mapped.bulk.Store(true)
 			}
 		}
 	}

@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
-	"golang.org/x/sys/unix"
+
+	"github.com/sealdisk/sealdisk/blockstore/valuelog"
 )
 
 // Badger learns which bytes of a value log are dead when it compacts the keys that led
@@ -184,6 +185,8 @@ func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) err
 func (s *Store) collectVlog(ratio float64) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
+	s.mapped.unmapping.RLock()
+	defer s.mapped.unmapping.RUnlock()
 	return s.db.RunValueLogGC(ratio)
 }
 
@@ -257,27 +260,12 @@ func (p *space) roomToRewrite(need int64) error {
 }
 
 // vlogBytes is how much is written in all value logs.
-func (s *Store) vlogBytes() (sum int64, err error) {
-	files, err := filepath.Glob(filepath.Join(s.dir, "badger", "*.vlog"))
+func (s *Store) vlogBytes() (int64, error) {
+	n, err := valuelog.Written(s.dirSync.path)
 	if err != nil {
 		return 0, fmt.Errorf("blockstore: %w", err)
 	}
-	for _, path := range files {
-		f, err := os.Open(path)
-		if errors.Is(err, os.ErrNotExist) { // reclaimed meanwhile
-			continue
-		}
-		if err != nil {
-			return 0, fmt.Errorf("blockstore: %w", err)
-		}
-		// The file that is written has room after its end, which is a hole.
-		end, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE)
-		f.Close()
-		if err == nil {
-			sum += end
-		}
-	}
-	return sum, nil
+	return n, nil
 }
 
 // recountDead sets the count of dead bytes right: all that is written and does not live.
@@ -285,6 +273,78 @@ func (s *Store) recountDead() error {
 	n, err := s.vlogBytes()
 	if err == nil {
 		s.counts.dead.Store(max(0, n-s.counts.live.Load()))
+	}
+	return err
+}
+
+// Badger reads and writes its value logs through mappings, and their pages would stay in
+// this process's memory for good.
+const (
+	mappedCheck = 64 << 20 // bytes read or written between two looks
+	mappedMost  = 96 << 20
+)
+
+// mapped keeps the memory of mapped files bounded.
+type mapped struct {
+	bytes atomic.Int64  // read and written since the last look
+	bulk  atomic.Bool   // some of them were written, and will not be read soon
+	wake  chan struct{} // there is reason to look
+	kept  string        // what was written up to this value log stays in the page cache
+	// Held shared by what makes Badger unmap a value log, exclusively to free their pages.
+	unmapping sync.RWMutex
+}
+
+// touched counts bytes of a value log that were read or written.
+func (m *mapped) touched(n int) {
+	if m.bytes.Add(int64(n)) < mappedCheck {
+		return
+	}
+	m.bytes.Store(0)
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// closing closes an iterator: the last one unmaps what was collected meanwhile.
+func (m *mapped) closing(it *badger.Iterator) {
+	m.unmapping.RLock()
+	defer m.unmapping.RUnlock()
+	it.Close()
+}
+
+// keepMapped frees mapped pages when they are many, until ctx ends.
+func (s *Store) keepMapped(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.mapped.wake:
+		}
+		if err := s.freeMapped(); err != nil {
+			s.opt.Logger.Warn("memory of mapped value logs", "error", err)
+			return
+		}
+	}
+}
+
+// freeMapped also takes what was written in bulk out of the page cache: the next bytes
+// take its pages, instead of those of what is in use.
+func (s *Store) freeMapped() error {
+	bulk := s.mapped.bulk.Swap(false)
+	n, err := valuelog.Resident()
+	if err != nil || n <= mappedMost && !bulk {
+		return err
+	}
+	s.mapped.unmapping.Lock()
+	defer s.mapped.unmapping.Unlock()
+	if err := valuelog.Unmap(s.dirSync.path); err != nil {
+		return err
+	}
+	if bulk {
+		s.mapped.kept, err = valuelog.Evict(s.dirSync.path, s.mapped.kept)
+	} else {
+		s.mapped.kept, err = valuelog.Newest(s.dirSync.path)
 	}
 	return err
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sealdisk/sealdisk/blockstore/valuelog"
 )
 
 // Badger maps its files: a page that the file system cannot back is a bus error in one
@@ -24,8 +26,6 @@ import (
 const (
 	headroom     = 32 << 20 // free bytes for tables, memtables, a value log that was just begun
 	lastResort   = 4 << 20  // below it even deletions are refused
-	vlogSlack    = 8 << 20  // overhead of records, and Badger's own rewriting beside us
-	vlogStep     = 8 << 20  // the value log is allocated in such steps
 	reserveStep  = 64 << 20
 	keeperPeriod = 200 * time.Millisecond
 	settled      = time.Second // after a write Badger has compacted by then
@@ -40,15 +40,15 @@ type space struct {
 	want    int64 // bytes the reserve should have
 	have    int64 // bytes it has
 
-	busy      time.Time // when something was last admitted
-	vlog      string    // the value log that is written now
-	vlogEnd   int64     // written up to about here
-	vlogAhead int64     // allocated up to here
-	memtable  string    // its log, which is allocated
+	busy     time.Time // when something was last admitted
+	vlog     valuelog.Ahead
+	memtable string // its log, which is allocated
 }
 
 func (p *space) open(dir string, want int64) error {
 	p.dir, p.want = dir, want
+	// A file is given up once it is full; what is under way may still land in it.
+	p.vlog = valuelog.Ahead{Dir: filepath.Join(dir, "badger"), Limit: vlogFileSize + maxInflight}
 	f, err := os.OpenFile(filepath.Join(dir, "reserve"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("blockstore: reserve: %w", err)
@@ -199,71 +199,25 @@ func (p *space) roomToClose() (bool, error) {
 // allocateVlog backs the value log with blocks for n bytes beyond what is written, out
 // of budget free bytes.
 func (p *space) allocateVlog(n, budget int64) error {
-	path, err := newest(filepath.Join(p.dir, "badger", "*.vlog"))
-	if err != nil || path == "" {
-		return err
-	}
-	if path != p.vlog {
-		p.vlog, p.vlogEnd, p.vlogAhead = path, 0, 0
-	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if errors.Is(err, os.ErrNotExist) {
+	err := p.vlog.Allocate(n, budget)
+	switch {
+	case err == nil:
 		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("blockstore: value log: %w", err)
-	}
-	defer f.Close()
-	// What is allocated and not written counts as a hole.
-	if end, err := unix.Seek(int(f.Fd()), p.vlogEnd, unix.SEEK_HOLE); err == nil {
-		p.vlogEnd = end
-	}
-	target := (p.vlogEnd + n + vlogSlack + vlogStep - 1) / vlogStep * vlogStep
-	// A file is given up once 64 MiB are written; what is under way may still land in it.
-	target = min(target, vlogFileSize+maxInflight+vlogSlack)
-	if target <= p.vlogAhead {
-		return nil
-	}
-	start := max(p.vlogAhead, p.vlogEnd)
-	if target-start > budget {
+	case errors.Is(err, valuelog.ErrBudget):
 		return fmt.Errorf("blockstore: %w", ErrNoSpace)
-	}
-	if err := allocateKeepingSize(f, start, target-start); err != nil {
-		return err
-	}
-	p.vlogAhead = target
-	return dropBeyondEnd(f, target)
-}
-
-func allocateKeepingSize(f *os.File, off, n int64) error {
-	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, n)
-	if err == nil || errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
 	}
 	return writeError("allocate", err)
 }
 
-// dropBeyondEnd frees blocks beyond the end of a value log that Badger finished and cut
-// while we allocated. Badger changes the size of no finished file again.
-func dropBeyondEnd(f *os.File, allocated int64) error {
-	st, err := f.Stat()
-	if err != nil {
-		return fmt.Errorf("blockstore: value log: %w", err)
-	}
-	if st.Size() >= allocated {
-		return nil
-	}
-	if err := f.Truncate(st.Size()); err != nil {
-		return fmt.Errorf("blockstore: value log: %w", err)
-	}
-	return nil
-}
-
 // allocateMemtable backs the log of the memtable that is written now.
 func (p *space) allocateMemtable() error {
-	path, err := newest(filepath.Join(p.dir, "badger", "*.mem"))
-	if err != nil || path == "" || path == p.memtable {
+	files, err := filepath.Glob(filepath.Join(p.dir, "badger", "*.mem"))
+	if err != nil || len(files) == 0 {
 		return err
+	}
+	path := slices.MaxFunc(files, valuelog.Compare)
+	if path == p.memtable {
+		return nil
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -273,19 +227,12 @@ func (p *space) allocateMemtable() error {
 		return fmt.Errorf("blockstore: memtable: %w", err)
 	}
 	defer f.Close()
-	if err := allocateKeepingSize(f, 0, 2*memTableSize); err != nil {
-		return err
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, 2*memTableSize)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return writeError("allocate", err)
 	}
 	p.memtable = path
 	return nil
-}
-
-func newest(pattern string) (string, error) {
-	files, err := filepath.Glob(pattern)
-	if err != nil || len(files) == 0 {
-		return "", err
-	}
-	return slices.Max(files), nil // names are numbers with leading zeros
 }
 
 // keepSpace looks after the reserve until ctx ends.

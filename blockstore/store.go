@@ -18,6 +18,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
+
+	"github.com/sealdisk/sealdisk/blockstore/valuelog"
 )
 
 // Options of a store. The zero value is usable.
@@ -57,6 +59,7 @@ type Store struct {
 	inflight    *semaphore.Weighted // bytes handed to Badger and not yet durable
 	unwritten   atomic.Int64        // the same, for the space keeper
 	space       space
+	mapped      mapped
 	dirSync     dirSync
 	counts      counts
 	gc          gcState
@@ -193,6 +196,7 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		dir: dir, opt: o.withDefaults(),
 		inflight: semaphore.NewWeighted(maxInflight),
 		wake:     make(chan struct{}, 1),
+		mapped:   mapped{wake: make(chan struct{}, 1)},
 	}
 	var err error
 	if s.lock, err = takeLock(dir); err != nil {
@@ -215,6 +219,7 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	s.stop = stop
 	s.background.Go(func() { s.keepSpace(bg) })
 	s.background.Go(func() { s.reclaimLoop(bg) })
+	s.background.Go(func() { s.keepMapped(bg) })
 	return s, nil
 }
 
@@ -253,6 +258,9 @@ func (s *Store) openLocked() (err error) {
 	}
 	if err := s.count(); err != nil {
 		return err
+	}
+	if s.mapped.kept, err = valuelog.Newest(s.dirSync.path); err != nil {
+		return fmt.Errorf("blockstore: open: %w", err)
 	}
 	return s.cleanJournals()
 }

@@ -50,12 +50,14 @@ func (s *Shared) Build(_ context.Context, o CreateOptions) (*Builder, error) {
 		return nil, fmt.Errorf("image: a disk of %d bytes", o.Size)
 	}
 	epoch := crypto.NewEpoch()
+	put := blockstore.NewBatch(s.Store)
+	put.Bulk = true
 	return &Builder{
 		s:       s,
 		options: o,
 		seal:    record.Seal{Suite: s.suite, Epoch: epoch, Compression: o.Compression},
 		tree:    tree.Tree{Loader: s.loader, Keys: &crypto.Keyring{Epochs: []*crypto.Epoch{epoch}}},
-		put:     blockstore.NewBatch(s.Store),
+		put:     put,
 	}, nil
 }
 

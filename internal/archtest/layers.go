@@ -12,6 +12,7 @@ import (
 var layer = map[string]int{
 	"blockstore":           0,
 	"blockstore/storetest": 0,
+	"blockstore/valuelog":  -1,
 	"cmd/bench/report":     0,
 	"crypto":               0,
 	"fs/copyserver":        0,
