@@ -114,8 +114,9 @@ func parseFio(text []byte) (outcome, error) {
 	}
 	var result struct {
 		Jobs []struct {
-			Error       int  `json:"error"`
-			Read, Write half `json:",omitempty"`
+			Error int  `json:"error"`
+			Read  half `json:"read"`
+			Write half `json:"write"`
 		} `json:"jobs"`
 	}
 	_, body, found := strings.Cut(string(text), "{")

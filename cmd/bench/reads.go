@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+
+	"github.com/sealdisk/sealdisk/cmd/bench/report"
 )
 
 // readers gives targets that hold the same random disk. The folder is theirs to remove.
@@ -99,6 +102,7 @@ func (b *bench) coldReads(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stopAll(ctx, list), b.removeFolder(folder)) }()
+	list = slices.DeleteFunc(list, func(t target) bool { return t.Name() == report.Memory }) // it has no cold state
 	for range b.rounds {
 		for _, l := range readLoads {
 			if l.row != "rand1" && l.row != "seq1" {

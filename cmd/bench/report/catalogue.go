@@ -54,7 +54,6 @@ func randwrites(group string) []Row {
 		{group + "/drained", "until drained", perSecond, Gocryptfs},
 		{group + "/drain", "the drain", "s", ""},
 		{group + "/device", "device bytes / guest bytes", "×", ""},
-		{group + "/daemon", "daemon's bytes / guest bytes", "×", ""},
 	}
 }
 
@@ -79,7 +78,7 @@ var Groups = []Group{
 		{"mixed/rate", "reads and writes", perSecond, Sealdisk},
 		{"mixed/read99", "read p99", "ms", Sealdisk}, {"mixed/write99", "write p99", "ms", Sealdisk},
 	}},
-	{"memory", "Memory", "The largest resident set (VmHWM) of the process in any round.", []Row{
+	{"memory", "Memory", "The largest resident set (VmHWM) of the process in any round, the pages of its mapped files with it.", []Row{
 		{"memory/import", "import", "MiB", ""}, {"memory/export", "export", "MiB", ""},
 		{"memory/reads", "warm reads", "MiB", ""}, {"memory/cold", "cold reads", "MiB", ""},
 		{"memory/seqwrite", "sequential write", "MiB", ""}, {"memory/randwrite", "random write", "MiB", ""},

@@ -5,12 +5,22 @@ import (
 	"image/color"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
-	"gonum.org/v1/plot/plotutil"
 	"gonum.org/v1/plot/vg"
 )
+
+// colours are one for each contender in order, the same on every plot.
+var colours = []color.RGBA{
+	{214, 39, 40, 255}, {214, 39, 40, 255}, {255, 127, 14, 255}, {255, 152, 150, 255},
+	{44, 160, 44, 255}, {90, 90, 90, 255}, {170, 170, 170, 255},
+	{31, 119, 180, 255}, {148, 103, 189, 255}, {197, 176, 213, 255},
+	{140, 86, 75, 255}, {196, 156, 148, 255}, {23, 190, 207, 255},
+}
+
+func colour(contender string) color.Color { return colours[slices.Index(order, contender)] }
 
 // Plotted reports whether a group has a bar chart: one row of it has a reference with a figure.
 func (r *Results) Plotted(g Group) bool { return len(r.plottedRows(g)) > 0 }
@@ -81,7 +91,7 @@ func (r *Results) bars(g Group, file string) error {
 		if err != nil {
 			return err
 		}
-		bar.Color = plotutil.Color(i)
+		bar.Color = colour(c)
 		bar.LineStyle.Width = 0
 		bar.Offset = width * vg.Length(float64(i)-float64(len(list)-1)/2)
 		p.Add(bar)
@@ -89,14 +99,14 @@ func (r *Results) bars(g Group, file string) error {
 	}
 	names := make([]string, len(rows))
 	for j, row := range rows {
-		names[j] = fmt.Sprintf("%s\n1 = %s, %s", row.What, row.Reference, r.referenceText(row))
+		names[j] = fmt.Sprintf("%s\n1 = %s\n%s", row.What, row.Reference, r.referenceText(row))
 	}
 	p.NominalX(names...)
 	one := plotter.NewFunction(func(float64) float64 { return 1 })
 	one.Color = color.Gray{Y: 90}
 	one.Dashes = []vg.Length{vg.Points(3), vg.Points(3)}
 	p.Add(one)
-	p.Y.Max *= 1.25 // room for the legend
+	p.X.Min, p.X.Max = -0.6, float64(len(rows))-0.4+0.35*float64(len(rows)) // at the right, room for the legend
 	return p.Save(10*vg.Inch, 5*vg.Inch, file)
 }
 
@@ -113,7 +123,7 @@ func lines(g Group, curves map[string][]Point, file string) error {
 	p.Y.Label.Text = "requests a second"
 	p.Y.Min = 0
 	p.Legend.Top = true
-	for i, c := range order {
+	for _, c := range order {
 		points := make(plotter.XYs, len(curves[c]))
 		if len(points) == 0 {
 			continue
@@ -125,11 +135,12 @@ func lines(g Group, curves map[string][]Point, file string) error {
 		if err != nil {
 			return err
 		}
-		line.Color = plotutil.Color(i)
+		line.Color = colour(c)
 		line.Width = vg.Points(1.5)
 		p.Add(line)
 		p.Legend.Add(c, line)
 	}
-	p.Y.Max *= 1.15
+	p.X.Max *= 1.3 // room for the legend
+	p.Y.Max *= 1.05
 	return p.Save(10*vg.Inch, 4*vg.Inch, file)
 }
