@@ -21,8 +21,9 @@ import (
 // A bench is one run. It is used by one goroutine, but for results and command.
 type bench struct {
 	scale
-	dir      string // everything that the run makes is in it
-	sealdisk string // the binary, built once
+	only     []string // groups to measure; none is all
+	dir      string   // everything that the run makes is in it
+	sealdisk string   // the binary, built once
 	revision string
 	results  report.Results
 	running  []*daemon
@@ -76,7 +77,7 @@ func groupNames() (names []string) {
 }
 
 func newBench(ctx context.Context, o options) (*bench, error) {
-	b := &bench{scale: full}
+	b := &bench{scale: full, only: o.only}
 	if o.quick {
 		b.scale = quick
 	}
@@ -120,10 +121,9 @@ func (b *bench) describe(ctx context.Context) string {
 }
 
 // measure runs the groups that were asked for, each function once. A failed group is noted and the next one runs.
-func (b *bench) measure(ctx context.Context, o options) error {
+func (b *bench) measure(ctx context.Context) error {
 	var done []string
 	for _, g := range groups {
-		wanted := len(o.only) == 0 || slices.Contains(o.only, g.name)
 		unit := g.name
 		switch g.name {
 		case "export":
@@ -131,7 +131,7 @@ func (b *bench) measure(ctx context.Context, o options) error {
 		case "randwrite", "fsync":
 			unit = "seqwrite"
 		}
-		if !wanted || slices.Contains(done, unit) {
+		if !b.wanted(g.name) || slices.Contains(done, unit) {
 			continue
 		}
 		done = append(done, unit)
@@ -147,12 +147,19 @@ func (b *bench) measure(ctx context.Context, o options) error {
 	return nil
 }
 
+func (b *bench) wanted(group string) bool {
+	return len(b.only) == 0 || slices.Contains(b.only, group)
+}
+
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }
 
-// fail notes a failed measurement; the run goes on.
+// fail notes a failed measurement; the run goes on. An interrupted one says nothing of its own.
 func (b *bench) fail(what string, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
 	text := strings.ReplaceAll(strings.Join(strings.Fields(err.Error()), " "), b.dir, "…")
 	b.say("FAILED %s: %s", what, text)
 	b.results.Fail(what, text)

@@ -92,7 +92,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	err = b.measure(ctx, o)
+	err = b.measure(ctx)
 	facts := b.facts(began)
 	if end := b.clean(); err == nil {
 		err = end

@@ -19,35 +19,36 @@ func (b *bench) writes(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, b.removeFolder(folder)) }()
 	for round := range b.rounds {
 		b.say("writes, round %d", round+1)
-		list = b.each(list, "seqwrite/rate", func(t target) error { return b.fill(ctx, t) })
-		for _, l := range []struct {
-			group string
-			depth int
-		}{{"randwrite1", 1}, {"randwrite32", 32}} {
-			list = b.each(list, l.group, func(t target) error { return b.overwrite(ctx, t, l.group, l.depth) })
+		if round == 0 || b.wanted("seqwrite") {
+			list = b.each(list, "seqwrite/rate", func(t target) error { return b.fill(ctx, t) })
 		}
-		for _, l := range []struct {
-			row  string
-			jobs int
-		}{{"fsync/1", 1}, {"fsync/16", 16}} {
-			list = b.each(list, l.row, func(t target) error {
-				if t.Name() == report.Memory {
-					return nil // it has nothing to make durable
-				}
-				return b.session(ctx, t, "memory/fsync", func() error {
-					o, err := b.fio(ctx, t.Path(), load{rw: "randwrite", bs: "4k", depth: 1, jobs: l.jobs, fsync: 1, size: b.writeDisk, runtime: b.short})
-					if err == nil {
-						b.add(l.row, t.Name(), o.Write.IOPS)
-					}
-					return err
-				})
-			})
+		if b.wanted("randwrite") {
+			list = b.each(list, "randwrite1", func(t target) error { return b.overwrite(ctx, t, "randwrite1", 1) })
+			list = b.each(list, "randwrite32", func(t target) error { return b.overwrite(ctx, t, "randwrite32", 32) })
+		}
+		if b.wanted("fsync") {
+			list = b.each(list, "fsync/1", func(t target) error { return b.flushed(ctx, t, "fsync/1", 1) })
+			list = b.each(list, "fsync/16", func(t target) error { return b.flushed(ctx, t, "fsync/16", 16) })
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
 	return nil
+}
+
+// flushed measures writers that wait for each of their writes. The memory server has nothing to make durable.
+func (b *bench) flushed(ctx context.Context, t target, row string, writers int) error {
+	if t.Name() == report.Memory {
+		return nil
+	}
+	return b.session(ctx, t, "memory/fsync", func() error {
+		o, err := b.fio(ctx, t.Path(), load{rw: "randwrite", bs: "4k", depth: 1, jobs: writers, fsync: 1, size: b.writeDisk, runtime: b.short})
+		if err == nil {
+			b.add(row, t.Name(), o.Write.IOPS)
+		}
+		return err
+	})
 }
 
 // session starts a target, lets f use it, keeps the peak of its memory, and stops it.
