@@ -54,8 +54,8 @@ var full = scale{
 var quick = scale{
 	rounds: 1, image: gib, usr: 256 * mib, noise: 176 * mib,
 	readDisk: 512 * mib, smallSet: 192 * mib, writeDisk: gib,
-	short: 2 * time.Second, first: 5 * time.Second, sustained: 10 * time.Second, peer: 5 * time.Second,
-	mixed: 10 * time.Second, betweenSnapshots: 2 * time.Second, growth: 256 * mib, need: 14 * gib,
+	short: time.Second, first: 4 * time.Second, sustained: 8 * time.Second, peer: 4 * time.Second,
+	mixed: 6 * time.Second, betweenSnapshots: 2 * time.Second, growth: 128 * mib, need: 14 * gib,
 }
 
 // groups are what --only names. Each measures the rows of one or more tables.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -72,6 +73,24 @@ func TestNoiseIsTheSameEachTime(t *testing.T) {
 	c, _ := io.ReadAll(noise(5001))
 	if len(a) != 5000 || !slices.Equal(a, b) || slices.Equal(a, c[:5000]) {
 		t.Errorf("got %d bytes, same %v, same for another length %v, want 5000, true, false", len(a), slices.Equal(a, b), slices.Equal(a, c[:5000]))
+	}
+}
+
+func TestPersist(t *testing.T) {
+	flaky, other := errors.New("qemu-img: Unable to get accurate CPU usage"), errors.New("no space")
+	for _, tt := range []struct {
+		answers []error
+		want    error
+		calls   int
+	}{
+		{[]error{nil}, nil, 1}, {[]error{flaky, flaky, nil}, nil, 3}, {[]error{flaky, other}, other, 2},
+		{slices.Repeat([]error{flaky}, 20), flaky, 10},
+	} {
+		calls := 0
+		got := persist(func() error { calls++; return tt.answers[calls-1] })
+		if got != tt.want || calls != tt.calls {
+			t.Errorf("got %v after %d calls, want %v after %d", got, calls, tt.want, tt.calls)
+		}
 	}
 }
 

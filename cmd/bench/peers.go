@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,11 +84,25 @@ func (t *qemuTarget) Create(ctx context.Context, source string, size int64) erro
 	if err := os.WriteFile(t.Path(), nil, 0o600); err != nil {
 		return err
 	}
-	if source != "" {
-		return t.b.toLUKS(ctx, t.format, source, t.image())
+	return persist(func() error {
+		if source != "" {
+			return t.b.toLUKS(ctx, t.format, source, t.image())
+		}
+		_, err := t.b.command(ctx, "qemu-img", append([]string{"create", "-q", "-f", t.format, "--object", luksSecret},
+			append(luksOptions(t.format), t.image(), strconv.FormatInt(size, 10))...)...)
+		return err
+	})
+}
+
+// persist repeats what makes a LUKS image. QEMU first counts how many derivations fit into iterTime,
+// and gives up now and then because the kernel counts its processor time too coarsely.
+func persist(f func() error) error {
+	var err error
+	for range 10 {
+		if err = f(); err == nil || !strings.Contains(err.Error(), "accurate CPU usage") {
+			break
+		}
 	}
-	_, err := t.b.command(ctx, "qemu-img", append([]string{"create", "-q", "-f", t.format, "--object", luksSecret},
-		append(luksOptions(t.format), t.image(), strconv.FormatInt(size, 10))...)...)
 	return err
 }
 

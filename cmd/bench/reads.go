@@ -10,8 +10,8 @@ import (
 	"github.com/sealdisk/sealdisk/cmd/bench/report"
 )
 
-// readers gives targets that hold the same random disk. The folder is theirs to remove.
-func (b *bench) readers(ctx context.Context, folder string) ([]target, error) {
+// readers gives all targets but the named ones, each with the same random disk. The folder is the caller's to remove.
+func (b *bench) readers(ctx context.Context, folder string, but ...string) ([]target, error) {
 	source := b.path(folder + ".raw")
 	if err := noiseFile(source, b.readDisk); err != nil {
 		return nil, err
@@ -22,6 +22,9 @@ func (b *bench) readers(ctx context.Context, folder string) ([]target, error) {
 	}
 	var ready []target
 	for _, t := range list {
+		if slices.Contains(but, t.Name()) {
+			continue
+		}
 		b.say("make %s of %s", folder, t.Name())
 		if err := t.Create(ctx, source, b.readDisk); err != nil {
 			b.fail(folder+" of "+t.Name(), err)
@@ -99,14 +102,14 @@ func (b *bench) readOnce(ctx context.Context, t target, row string, l load, size
 }
 
 // coldReads starts each server anew, with an empty page cache, for each measurement.
+// The memory server has no cold state.
 func (b *bench) coldReads(ctx context.Context) (err error) {
 	const folder = "cold"
-	list, err := b.readers(ctx, folder)
+	list, err := b.readers(ctx, folder, report.Memory)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stopAll(ctx, list), b.removeFolder(folder)) }()
-	list = slices.DeleteFunc(list, func(t target) bool { return t.Name() == report.Memory }) // it has no cold state
 	for range b.rounds {
 		for _, l := range readLoads {
 			if l.row != "rand1" && l.row != "seq1" {

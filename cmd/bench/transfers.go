@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/sealdisk/sealdisk/cmd/bench/report"
 )
@@ -81,9 +82,13 @@ func (b *bench) seal(ctx context.Context, t *transfer, image string, allocated i
 	if err := warm(image); err != nil {
 		return err
 	}
+	var took time.Duration
 	peak := int64(0)
-	took, err := b.timed(func() (err error) {
-		peak, err = t.seal(ctx)
+	err := persist(func() (err error) { // the time of a failed attempt does not count
+		took, err = b.timed(func() (err error) {
+			peak, err = t.seal(ctx)
+			return err
+		})
 		return err
 	})
 	if err != nil {
