@@ -88,10 +88,15 @@ func (t *qemuTarget) Create(ctx context.Context, source string, size int64) erro
 		if source != "" {
 			return t.b.toLUKS(ctx, t.format, source, t.image())
 		}
-		_, err := t.b.command(ctx, "qemu-img", append([]string{"create", "-q", "-f", t.format, "--object", luksSecret},
-			append(luksOptions(t.format), t.image(), strconv.FormatInt(size, 10))...)...)
-		return err
+		return t.b.emptyLUKS(ctx, t.format, t.image(), size)
 	})
+}
+
+// emptyLUKS makes an image without data.
+func (b *bench) emptyLUKS(ctx context.Context, format, image string, size int64) error {
+	_, err := b.command(ctx, "qemu-img", append([]string{"create", "-q", "-f", format, "--object", luksSecret},
+		append(luksOptions(format), image, strconv.FormatInt(size, 10))...)...)
+	return err
 }
 
 // persist repeats what makes a LUKS image. QEMU first counts how many derivations fit into iterTime,

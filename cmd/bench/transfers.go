@@ -18,7 +18,8 @@ type transfer struct {
 	reset       func(context.Context) error // makes what seal needs, not measured; may be nil
 	seal        func(context.Context) (int64, error)
 	open        func(context.Context) (int64, error)
-	parts       []string // files and folders that hold what was sealed
+	header      func(context.Context) error // what seal does besides, however little data there is; may be nil
+	parts       []string                    // files and folders that hold what was sealed
 }
 
 // raw is where every transfer writes the image that it opens.
@@ -95,6 +96,13 @@ func (b *bench) seal(ctx context.Context, t *transfer, image string, allocated i
 		return err
 	}
 	b.add("import/rate", t.name, float64(allocated)/1e6/took.Seconds())
+	header, err := b.headerTime(ctx, t)
+	if err != nil {
+		return err
+	}
+	if header < took { // else the machine was too uneven to tell
+		b.add("import/data", t.name, float64(allocated)/1e6/(took-header).Seconds())
+	}
 	if peak > 0 {
 		b.results.Peak("memory/import", t.name, float64(peak)/mib)
 	}
@@ -108,6 +116,18 @@ func (b *bench) seal(ctx context.Context, t *transfer, image string, allocated i
 	}
 	b.results.Add("import/stored", t.name, float64(size)/1e6)
 	return nil
+}
+
+// headerTime is what a transfer takes without data, as far as that is known.
+func (b *bench) headerTime(ctx context.Context, t *transfer) (took time.Duration, err error) {
+	if t.header == nil {
+		return 0, nil
+	}
+	err = persist(func() error {
+		took, err = b.timed(func() error { return t.header(ctx) })
+		return err
+	})
+	return took, err
 }
 
 // open measures the way back, and in the first round whether it gives the same bytes.
@@ -165,6 +185,10 @@ func (b *bench) luksTransfer(image, name, format string) *transfer {
 	file := b.path("transfer." + format)
 	return &transfer{
 		name: name, needs: "qemu-img", parts: []string{file},
+		header: func(ctx context.Context) error {
+			empty := b.path("empty." + format)
+			return errors.Join(b.emptyLUKS(ctx, format, empty, b.image), os.Remove(empty))
+		},
 		seal: func(ctx context.Context) (int64, error) { return 0, b.toLUKS(ctx, format, image, file) },
 		open: func(ctx context.Context) (int64, error) { return 0, b.fromLUKS(ctx, format, file, b.raw()) },
 	}
