@@ -201,6 +201,9 @@ func (l *badgerLog) emit(level slog.Level, format string, args []any) {
 	}
 }
 
+// fault is what a look at a value may bring into memory at least, in bytes.
+const fault = 64 << 10
+
 // view calls fn with the value of a key, in Badger's mapped memory. A missing key is
 // ErrNotFound; an empty value, an unreadable one and a memory fault are a
 // CorruptError of that key. Errors of fn come back as they are.
@@ -237,7 +240,7 @@ func (s *Store) view(what string, key []byte, name string, fn func(b []byte) err
 			inFn = true
 			fnErr = fn(b)
 			inFn = false
-			s.mapped.touched(len(b))
+			s.mapped.touched(fault)
 			return nil
 		})
 		if err != nil {

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"github.com/sealdisk/sealdisk/blockstore/valuelog"
 )
 
 // Object is sealed bytes and their id.
@@ -160,6 +162,14 @@ func (s *Store) Get(ctx context.Context, id ObjectID, fn func(b []byte) error) e
 	}
 	return s.view("object", keyObject(id), id.String(), fn)
 }
+
+// Place is where the bytes of an object lie. They never change there; when the store
+// has moved them, reading them fails and [Store.Get] finds them again.
+type Place = valuelog.Place
+
+// Place gives the place of b, the bytes that [Store.Get] shows, and to be called while
+// it does. Reading at a place is cheaper than touching b. It is false if b has none.
+func (s *Store) Place(b []byte) (Place, bool) { return s.files.Locate(b) }
 
 // Has reports whether an object is there. One that is will be kept by a collection
 // that is running, or that starts while a [Hold] is held.

@@ -161,6 +161,10 @@ func (s *Store) reclaim(ctx context.Context) error {
 
 // collectVlogs rewrites value logs until none is dead enough; room is what one may take.
 func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) error {
+	if err := valuelog.InSequence(s.dirSync.path); err != nil { // as Badger reads them now
+		return fmt.Errorf("blockstore: reclaim: %w", err)
+	}
+	defer func() { _ = valuelog.Scattered(s.dirSync.path) }() // a hint
 	for {
 		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
 			return err
@@ -187,6 +191,7 @@ func (s *Store) collectVlog(ratio float64) error {
 	defer s.writing.Unlock()
 	s.mapped.unmapping.RLock()
 	defer s.mapped.unmapping.RUnlock()
+	defer s.files.Prune()
 	return s.db.RunValueLogGC(ratio)
 }
 
@@ -280,8 +285,8 @@ func (s *Store) recountDead() error {
 // Badger reads and writes its value logs through mappings, and their pages would stay in
 // this process's memory for good.
 const (
-	mappedCheck = 64 << 20 // bytes read or written between two looks
-	mappedMost  = 96 << 20
+	mappedCheck = 32 << 20 // bytes read or written between two looks
+	mappedMost  = 40 << 20
 )
 
 // mapped keeps the memory of mapped files bounded.

@@ -60,6 +60,7 @@ type Store struct {
 	unwritten   atomic.Int64        // the same, for the space keeper
 	space       space
 	mapped      mapped
+	files       valuelog.Files
 	dirSync     dirSync
 	counts      counts
 	gc          gcState
@@ -247,6 +248,7 @@ func (s *Store) openLocked() (err error) {
 		return fmt.Errorf("blockstore: open: not even the reserve is left: %w", ErrNoSpace)
 	}
 	s.dirSync.path = filepath.Join(s.dir, "badger")
+	s.files.Dir = s.dirSync.path
 	if s.db, err = s.openBadger(); err != nil {
 		return err
 	}
@@ -259,7 +261,10 @@ func (s *Store) openLocked() (err error) {
 	if err := s.count(); err != nil {
 		return err
 	}
-	if s.mapped.kept, err = valuelog.Newest(s.dirSync.path); err != nil {
+	if s.mapped.kept, err = valuelog.Newest(s.dirSync.path); err == nil {
+		err = valuelog.Scattered(s.dirSync.path)
+	}
+	if err != nil {
 		return fmt.Errorf("blockstore: open: %w", err)
 	}
 	return s.cleanJournals()
@@ -299,6 +304,7 @@ func (s *Store) Close() error {
 	}
 	s.stop()
 	s.background.Wait()
+	s.files.Close()
 	var err error
 	// A lock that a fault left held inside Badger would hang its Close for ever.
 	// What it would write then was durable before.

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/maypok86/otter/v2"
 
@@ -40,9 +41,40 @@ func newFrameCache(maxBytes int64) (*frameCache, error) {
 	return &frameCache{c}, nil
 }
 
+// opened is a segment whose key was derived, with what it was derived from.
+type opened struct {
+	segment *record.Segment // without the object
+	place   blockstore.Place
+	region  uint64
+	sectors uint16
+	salt    crypto.Salt
+	master  crypto.MasterKey
+}
+
+func (o *opened) is(epoch *crypto.Epoch, sp *span) bool {
+	return o.region == sp.region && o.sectors == sp.object.Sectors && o.salt == sp.object.Salt && o.master == epoch.Master()
+}
+
+// segmentCache keeps opened segments: a key, a cipher and a table of lengths each.
+type segmentCache struct {
+	*otter.Cache[blockstore.ObjectID, *opened]
+}
+
+func newSegmentCache(maxBytes int64) (*segmentCache, error) {
+	c, err := otter.New(&otter.Options[blockstore.ObjectID, *opened]{
+		MaximumWeight: uint64(maxBytes),
+		Weigher:       func(_ blockstore.ObjectID, o *opened) uint32 { return uint32(o.segment.Size()) + 256 },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("image: cache of segments: %w", err)
+	}
+	return &segmentCache{c}, nil
+}
+
 // span is a run of sectors of one segment's data.
 type span struct {
 	object        *record.LeafObject
+	master        crypto.MasterKey // that opens it; set by read
 	region        uint64
 	offset, count int // sectors of the segment's data
 }
@@ -54,14 +86,14 @@ func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out []
 	if !ok {
 		return out, corruptSegment(sp.object.Ref.ID, fmt.Errorf("unknown epoch %v", sp.object.Epoch))
 	}
-	master := epoch.Master()
+	sp.master = epoch.Master()
 	log := sp.object.FrameLog - sectorLog // sectors of a frame, as a power of two
 	first, last := sp.offset>>log, (sp.offset+sp.count-1)>>log
 	frames := make([][]byte, last-first+1)
 	missing := false
 	for i := range frames {
 		f, ok := s.frames.GetIfPresent(frameID{sp.object.Ref.ID, uint32(first + i)})
-		if ok && f.salt == sp.object.Salt && f.master == master {
+		if ok && f.salt == sp.object.Salt && f.master == sp.master {
 			frames[i] = f.data
 			continue
 		}
@@ -87,34 +119,100 @@ func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out []
 // open fills the empty places of frames, which begin with frame number first.
 func (s *Shared) open(ctx context.Context, epoch *crypto.Epoch, sp span, first int, frames [][]byte) error {
 	id := sp.object.Ref.ID
+	if o, ok := s.segments.GetIfPresent(id); ok && o.is(epoch, &sp) && s.Store.Err() == nil {
+		if s.openAt(o.segment, o.place, &sp, first, frames) == nil {
+			return nil
+		}
+		s.segments.Invalidate(id) // moved, or damaged: the store says which
+	}
 	err := s.Store.Get(ctx, id, func(b []byte) error {
-		seg, err := record.OpenSegment(epoch, sp.region, sp.object.Salt, b)
+		seg, err := openSegment(epoch, &sp, b)
 		if err != nil {
 			return err
 		}
-		if err := seg.Expect(int(sp.object.Sectors)); err != nil {
-			return err
-		}
-		size := 1 << sp.object.FrameLog
-		if seg.FrameSize() != size {
-			return corruptSegment(id, fmt.Errorf("frames of %d bytes, the map says %d", seg.FrameSize(), size))
-		}
-		for i := range frames {
-			if frames[i] != nil {
-				continue
+		if place, ok := s.Store.Place(b); ok {
+			kept := *seg
+			kept.Forget()
+			if s.openAt(&kept, place, &sp, first, frames) == nil {
+				s.segments.Set(id, &opened{&kept, place, sp.region, sp.object.Sectors, sp.object.Salt, epoch.Master()})
+				return nil
 			}
-			n := min(size, int(sp.object.Sectors)*record.SectorSize-(first+i)*size)
-			data, err := seg.OpenFrame(make([]byte, 0, max(n, 0)), first+i)
-			if err != nil {
-				return err
-			}
-			frames[i] = data
-			s.frames.Set(frameID{id, uint32(first + i)}, &frame{data, sp.object.Salt, epoch.Master()})
 		}
-		return nil
+		return s.openFrames(seg, &sp, first, frames, func(i int) []byte {
+			off, n := seg.Sealed(i)
+			return b[off : off+n]
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("image: segment %v of region %d: %w", id, sp.region, err)
+	}
+	return nil
+}
+
+// openSegment opens the segment of a span, of which b is the object.
+func openSegment(epoch *crypto.Epoch, sp *span, b []byte) (*record.Segment, error) {
+	seg, err := record.OpenSegment(epoch, sp.region, sp.object.Salt, b)
+	if err != nil {
+		return nil, err
+	}
+	if err := seg.Expect(int(sp.object.Sectors)); err != nil {
+		return nil, err
+	}
+	if size := 1 << sp.object.FrameLog; seg.FrameSize() != size {
+		return nil, corruptSegment(sp.object.Ref.ID, fmt.Errorf("frames of %d bytes, the map says %d", seg.FrameSize(), size))
+	}
+	return seg, nil
+}
+
+// sealedBytes are buffers for sealed frames on their way from a place.
+var sealedBytes = sync.Pool{New: func() any { return new([]byte) }}
+
+// openAt is open for a segment whose place is known: all that is wanted is read at once.
+func (s *Shared) openAt(seg *record.Segment, place blockstore.Place, sp *span, first int, frames [][]byte) error {
+	from, to := 0, len(frames)-1 // of those that are missing
+	for frames[from] != nil {
+		from++
+	}
+	for frames[to] != nil {
+		to--
+	}
+	if first+to >= seg.Frames() {
+		return corruptSegment(sp.object.Ref.ID, fmt.Errorf("frame %d of %d", first+to, seg.Frames()))
+	}
+	start, _ := seg.Sealed(first + from)
+	end, n := seg.Sealed(first + to)
+	end += n
+	buf := sealedBytes.Get().(*[]byte)
+	defer sealedBytes.Put(buf)
+	if cap(*buf) < end-start {
+		*buf = make([]byte, end-start)
+	}
+	b := (*buf)[:end-start]
+	if err := place.ReadAt(b, start); err != nil {
+		return err
+	}
+	return s.openFrames(seg, sp, first, frames, func(i int) []byte {
+		off, n := seg.Sealed(i)
+		return b[off-start : off-start+n]
+	})
+}
+
+// openFrames opens what is missing in frames; sealed gives the sealed bytes of a frame.
+func (s *Shared) openFrames(seg *record.Segment, sp *span, first int, frames [][]byte, sealed func(i int) []byte) error {
+	for i := range frames {
+		if frames[i] != nil {
+			continue
+		}
+		n := min(seg.FrameSize(), int(sp.object.Sectors)*record.SectorSize-(first+i)*seg.FrameSize())
+		if n <= 0 || first+i >= seg.Frames() {
+			return corruptSegment(sp.object.Ref.ID, fmt.Errorf("frame %d of %d", first+i, seg.Frames()))
+		}
+		data, err := seg.OpenSealed(make([]byte, 0, n), sealed(first+i), first+i)
+		if err != nil {
+			return err
+		}
+		frames[i] = data
+		s.frames.Set(frameID{sp.object.Ref.ID, uint32(first + i)}, &frame{data, sp.object.Salt, sp.master})
 	}
 	return nil
 }

@@ -18,9 +18,10 @@ import (
 
 // Defaults and bounds of one daemon, in bytes (docs/architecture.md, Numbers).
 const (
-	DefaultCacheBytes = 256 << 20
+	DefaultCacheBytes = 160 << 20
 	DefaultDirtyBytes = 256 << 20
 	nodeCacheBytes    = 64 << 20
+	segmentCacheBytes = 24 << 20
 )
 
 // Host is what the images of one store share on this machine.
@@ -39,9 +40,10 @@ type Host struct {
 // There is one for a store. It is safe for concurrent use.
 type Shared struct {
 	Host
-	loader *tree.Loader
-	frames *frameCache
-	suite  crypto.Suite
+	loader   *tree.Loader
+	frames   *frameCache
+	segments *segmentCache
+	suite    crypto.Suite
 
 	dirty   atomic.Int64 // bytes of all dirty sets
 	mu      sync.Mutex   // for writers and guards
@@ -66,7 +68,11 @@ func NewShared(h Host) (*Shared, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Shared{Host: h, loader: loader, frames: frames, suite: crypto.PreferredSuite(),
+	segments, err := newSegmentCache(segmentCacheBytes)
+	if err != nil {
+		return nil, err
+	}
+	s := &Shared{Host: h, loader: loader, frames: frames, segments: segments, suite: crypto.PreferredSuite(),
 		writers: make(map[blockstore.ImageID]*Disk), guards: make(map[*guard]struct{})}
 	s.drained = sync.NewCond(&s.mu)
 	return s, nil

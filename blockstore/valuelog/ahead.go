@@ -66,6 +66,7 @@ func (a *Ahead) Allocate(n, budget int64) error {
 	a.allocated = target
 	if begun {
 		useLargePages(f)
+		_ = Scattered(a.Dir) // the one before it; a hint
 	}
 	return dropBeyondEnd(f, target)
 }

@@ -3,6 +3,7 @@ package valuelog
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -92,24 +93,65 @@ func useLargePages(f *os.File) {
 // runs Badger must unmap no value log: collect none, close no iterator, not be closed.
 // Reads and writes may go on.
 func Unmap(dir string) error {
-	files, err := names(dir)
-	if err != nil || len(files) < 2 {
-		return err
-	}
-	newest := filepath.Base(files[len(files)-1]) // what is newer than this one is not touched either
-	list, err := mappings(dir)
+	list, err := finished(dir)
 	if err != nil {
 		return err
 	}
 	for _, m := range list {
-		// A finished file keeps its mapping until it is deleted: Badger cuts only the newest.
-		if Compare(filepath.Base(m.path), newest) < 0 {
-			if err := m.advise(unix.MADV_DONTNEED); err != nil {
+		if err := m.advise(unix.MADV_DONTNEED); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Scattered says that all value logs in dir but the newest are read here and there:
+// a fault reads one page then, and [Prefetch] what is wanted beyond it.
+func Scattered(dir string) error { return advise(dir, unix.MADV_NOHUGEPAGE, unix.MADV_RANDOM) }
+
+// InSequence takes [Scattered] back.
+func InSequence(dir string) error { return advise(dir, unix.MADV_NORMAL) }
+
+// advise gives hints, which harm nothing if a mapping is another's meanwhile.
+func advise(dir string, advice ...int) error {
+	list, err := finished(dir)
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		for _, a := range advice {
+			if err := m.advise(a); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOMEM) {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// finished are the mappings of all value logs in dir but the newest, neighbours joined.
+// A finished file keeps its mapping until it is deleted: Badger cuts only the newest.
+func finished(dir string) ([]mapping, error) {
+	files, err := names(dir)
+	if err != nil || len(files) < 2 {
+		return nil, err
+	}
+	newest := filepath.Base(files[len(files)-1]) // nor is touched what is newer than this one
+	list, err := mappings(dir)
+	if err != nil {
+		return nil, err
+	}
+	joined := list[:0]
+	for _, m := range list { // ascending by address
+		if Compare(filepath.Base(m.path), newest) >= 0 {
+			continue
+		}
+		if n := len(joined); n > 0 && joined[n-1].end == m.start {
+			joined[n-1].end = m.end
+			continue
+		}
+		joined = append(joined, m)
+	}
+	return joined, nil
 }
 
 // Resident returns the bytes of mapped files in this process's memory.

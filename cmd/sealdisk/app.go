@@ -20,14 +20,20 @@ func newApp() *cli.App {
 		EnableBashCompletion: true,
 		HideHelpCommand:      false,
 		Suggest:              true,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "store", Usage: "`DIR` of the store", EnvVars: []string{"SEALDISK_STORE"}, Value: defaultStore(), DefaultText: "/var/lib/sealdisk for root, else XDG_DATA_HOME/sealdisk"},
 			&cli.StringFlag{Name: "home", Usage: "host `DIR`: identity, host key, anchor", EnvVars: []string{"SEALDISK_HOME"}, Value: defaultHome(), DefaultText: "/etc/sealdisk for root, else XDG_CONFIG_HOME/sealdisk"},
 			&cli.BoolFlag{Name: "json", Usage: "print results as JSON"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no progress and no notes"},
 			&cli.StringFlag{Name: "log-level", Usage: "`LEVEL` of the log on stderr: debug, info, warn or error", Value: "warn"},
+		}, profileFlags()...),
+		Before: newEnv,
+		After: func(c *cli.Context) error {
+			if e, ok := c.App.Metadata[envKey].(*env); ok {
+				return e.profiles.end()
+			}
+			return nil
 		},
-		Before:         func(c *cli.Context) error { return newEnv(c) },
 		Commands:       commands(),
 		OnUsageError:   usageError,
 		ExitErrHandler: func(*cli.Context, error) {},

@@ -31,6 +31,7 @@ type env struct {
 	log         *slog.Logger
 	terminal    bool // stderr is one
 	failed      error
+	profiles    profiles
 
 	mu  sync.Mutex // guards bar
 	bar *progressbar.ProgressBar
@@ -54,7 +55,7 @@ func newEnv(c *cli.Context) error {
 		return err
 	}
 	c.App.Metadata[envKey] = e
-	return nil
+	return e.profiles.begin(c)
 }
 
 func absolute(flag, path string) (string, error) {

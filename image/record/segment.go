@@ -144,11 +144,11 @@ func parseRuns(b []byte) (runs []Run, sectors int, err error) {
 }
 
 // Segment opens single frames of a sealed segment (the paper's VMDD). It refers to
-// the object it was made from and is of no use once those bytes are gone. Safe for
-// concurrent use, [Segment.Expect] apart.
+// the object it was made from; after [Segment.Forget] only to what it needs for [Segment.OpenSealed].
+// Safe for concurrent use, [Segment.Expect] apart.
 type Segment struct {
 	opener   *crypto.Opener
-	table    []byte // lengths of all frames, as they stand
+	table    []byte // lengths of all frames, as they stand; our own copy
 	frames   []byte // sealed frames
 	frameLog uint8
 	last     int // bytes of the last data frame; 0: not known
@@ -169,7 +169,7 @@ func OpenSegment(e *crypto.Epoch, region uint64, salt crypto.Salt, obj []byte) (
 	if h.Salt != salt {
 		return nil, corrupt(what, "not the version that the map names")
 	}
-	s := &Segment{table: table, frames: frames, frameLog: h.FrameLog}
+	s := &Segment{table: slices.Clone(table), frames: frames, frameLog: h.FrameLog}
 	if err := s.checkTable(h.Lengths); err != nil {
 		return nil, err
 	}
@@ -179,6 +179,12 @@ func OpenSegment(e *crypto.Epoch, region uint64, salt crypto.Salt, obj []byte) (
 	}
 	return s, nil
 }
+
+// Forget lets go of the object, so that s can be kept.
+func (s *Segment) Forget() { s.frames = nil }
+
+// Size is about what s keeps in memory, in bytes, the object apart.
+func (s *Segment) Size() int { return len(s.table) + 1200 }
 
 // checkTable checks what blockstore does not: that each length is one that its
 // encoding can have.
@@ -252,6 +258,15 @@ func (s *Segment) sealedFrame(i int) (sealed []byte, c Compression) {
 	return s.frames[off:end:end], Compression(l >> 28)
 }
 
+// Sealed says where in the object the sealed bytes of data frame i lie.
+func (s *Segment) Sealed(i int) (off, n int) {
+	off = segmentHeader + len(s.table)
+	for t := s.table[:4*(i+1)]; len(t) > 0; t = t[4:] {
+		off += int(binary.BigEndian.Uint32(t) & lengthMask)
+	}
+	return off, int(binary.BigEndian.Uint32(s.table[4*(i+1):]) & lengthMask)
+}
+
 // OpenFrame appends the data of data frame i, 0 to Frames()−1, to dst: FrameSize
 // bytes, or a smaller multiple of 4,096 for the last. The spare capacity of dst must
 // not overlap the object; it may be overwritten on failure.
@@ -259,8 +274,15 @@ func (s *Segment) OpenFrame(dst []byte, i int) ([]byte, error) {
 	if i < 0 || i >= s.Frames() {
 		return nil, corrupt("segment", "frame %d of %d", i, s.Frames())
 	}
+	sealed, _ := s.sealedFrame(i + 1)
+	return s.OpenSealed(dst, sealed, i)
+}
+
+// OpenSealed is [Segment.OpenFrame] with the sealed bytes of the frame, which
+// [Segment.Sealed] has told where to read. i is 0 to Frames()−1.
+func (s *Segment) OpenSealed(dst, sealed []byte, i int) ([]byte, error) {
 	last := i == s.Frames()-1
-	sealed, c := s.sealedFrame(i + 1)
+	c := Compression(binary.BigEndian.Uint32(s.table[4*(i+1):]) >> 28)
 	if c == None {
 		out, err := s.opener.Open(dst, uint64(i+1), last, sealed, nil)
 		if err != nil {

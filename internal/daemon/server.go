@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"strings"
@@ -161,6 +162,10 @@ func peer(c net.Conn) (uid int, err error) {
 func (s *server) handler() http.Handler {
 	ops := s.d.operations()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/debug/pprof/") {
+			profile(w, r)
+			return
+		}
 		name, ok := strings.CutPrefix(r.URL.Path, "/v1/")
 		op := ops[name]
 		if !ok || op == nil || r.Method != http.MethodPost {
@@ -174,6 +179,18 @@ func (s *server) handler() http.Handler {
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		s.run(r.Context(), name, op, w, r.Body)
 	})
+}
+
+// profile answers what net/http/pprof knows: addresses and counts, nothing of what is in memory.
+func profile(w http.ResponseWriter, r *http.Request) {
+	switch strings.TrimPrefix(r.URL.Path, "/debug/pprof/") {
+	case "profile":
+		pprof.Profile(w, r)
+	case "trace":
+		pprof.Trace(w, r)
+	default:
+		pprof.Index(w, r)
+	}
 }
 
 func (s *server) run(ctx context.Context, name string, op operation, w http.ResponseWriter, body io.Reader) {
