@@ -18,6 +18,7 @@ const (
 	maxExtents   = 1024
 	maxMerges    = 4 // regions planned again in one commit
 	alignSectors = record.MaxSegmentSectors
+	firstPiece   = 64 << 10 // bytes that a piece has room for at first
 )
 
 // Piece is one segment to be sealed: ascending runs of a region and their joined data.
@@ -155,6 +156,13 @@ func (c *cutter) add(sector int, data []byte) {
 		c.cur.Runs[k-1].Count++
 	} else {
 		c.cur.Runs = append(c.cur.Runs, record.Run{First: uint16(sector), Count: 1})
+	}
+	if len(c.cur.Data) == cap(c.cur.Data) { // grown twice at most
+		size := firstPiece
+		if len(c.cur.Data) >= firstPiece {
+			size = record.MaxSegmentSectors * sectorSize
+		}
+		c.cur.Data = append(make([]byte, 0, size), c.cur.Data...)
 	}
 	c.cur.Data = append(c.cur.Data, data...)
 }

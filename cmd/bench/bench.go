@@ -46,14 +46,14 @@ const mib, gib = 1 << 20, 1 << 30
 
 var full = scale{
 	rounds: 3, image: 4 * gib, usr: 1000 * mib, noise: 700 * mib,
-	readDisk: gib, smallSet: 192 * mib, writeDisk: 4 * gib,
+	readDisk: gib, smallSet: 128 * mib, writeDisk: 4 * gib,
 	short: 4 * time.Second, first: 10 * time.Second, sustained: 60 * time.Second, peer: 20 * time.Second,
 	mixed: 30 * time.Second, betweenSnapshots: 4 * time.Second, growth: gib, need: 45 * gib,
 }
 
 var quick = scale{
 	rounds: 1, image: gib, usr: 256 * mib, noise: 176 * mib,
-	readDisk: 512 * mib, smallSet: 192 * mib, writeDisk: gib,
+	readDisk: 512 * mib, smallSet: 128 * mib, writeDisk: gib,
 	short: time.Second, first: 4 * time.Second, sustained: 8 * time.Second, peer: 4 * time.Second,
 	mixed: 6 * time.Second, betweenSnapshots: 2 * time.Second, growth: 128 * mib, need: 14 * gib,
 }
