@@ -290,7 +290,7 @@ func (s *Store) keys(ctx context.Context, prefix []byte, fn func(it item) error)
 	}()
 	return s.db.View(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
-		defer s.mapped.closing(it)
+		defer s.closeIterator(it)
 		for it.Rewind(); it.Valid(); it.Next() {
 			if err := ctx.Err(); err != nil {
 				return err

@@ -311,11 +311,12 @@ func (m *mapped) touched(n int) {
 	}
 }
 
-// closing closes an iterator: the last one unmaps what was collected meanwhile.
-func (m *mapped) closing(it *badger.Iterator) {
-	m.unmapping.RLock()
-	defer m.unmapping.RUnlock()
+// closeIterator closes an iterator: the last one deletes what was collected meanwhile.
+func (s *Store) closeIterator(it *badger.Iterator) {
+	s.mapped.unmapping.RLock()
+	defer s.mapped.unmapping.RUnlock()
 	it.Close()
+	s.files.Prune()
 }
 
 // keepMapped frees mapped pages when they are many, until ctx ends.

@@ -52,7 +52,8 @@ type opened struct {
 }
 
 func (o *opened) is(epoch *crypto.Epoch, sp *span) bool {
-	return o.region == sp.region && o.sectors == sp.object.Sectors && o.salt == sp.object.Salt && o.master == epoch.Master()
+	return o.region == sp.region && o.sectors == sp.object.Sectors && o.segment.FrameSize() == 1<<sp.object.FrameLog &&
+		o.salt == sp.object.Salt && o.master == epoch.Master()
 }
 
 // segmentCache keeps opened segments: a key, a cipher and a table of lengths each.

@@ -27,7 +27,12 @@ type Files struct {
 	mu        sync.Mutex // guards what follows
 	maps      []mapping  // ascending by address; may be out of date
 	open      map[string]*os.File
+	misses    int // addresses in no mapping, one after the other
 }
+
+// maxMisses: then the mappings cannot be told here (another /proc, another name of the
+// folder), and it is not tried again.
+const maxMisses = 16
 
 // Place is where bytes lie in a finished or growing value log. They never change
 // there; once the file was collected they cannot be read any more.
@@ -62,6 +67,9 @@ func (f *Files) Locate(b []byte) (Place, bool) {
 func (f *Files) find(addr uintptr, fresh bool) (file *os.File, off int64, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.misses > maxMisses {
+		return nil, 0, nil
+	}
 	if fresh || f.maps == nil {
 		if f.maps, err = mappings(f.Dir); err != nil {
 			return nil, 0, err
@@ -72,8 +80,10 @@ func (f *Files) find(addr uintptr, fresh bool) (file *os.File, off int64, err er
 		i--
 	}
 	if i < 0 || addr >= f.maps[i].end {
+		f.misses++
 		return nil, 0, nil
 	}
+	f.misses = 0
 	file, err = f.openLocked(f.maps[i].path)
 	return file, int64(addr - f.maps[i].start), err
 }
