@@ -20,7 +20,7 @@ import (
 
 // rig is a host with a store, to be opened and closed as a daemon would.
 type rig struct {
-	t         *testing.T
+	t         testing.TB
 	dir       string
 	key       crypto.HostKey
 	identity  age.Identity
@@ -30,7 +30,7 @@ type rig struct {
 	s         *Shared
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	secret, recipient, err := crypto.NewIdentity()
 	if err != nil {
