@@ -233,7 +233,17 @@ func (s *Store) view(what string, key []byte, name string, fn func(b []byte) err
 			return &CorruptError{What: what, Key: name, Cause: err}
 		}
 		var fnErr error
+		// If the read fails Badger opens an iterator of its own, and closing that can unmap.
+		s.mapped.unmapping.RLock()
+		held := true
+		defer func() {
+			if held {
+				s.mapped.unmapping.RUnlock()
+			}
+		}()
 		err = item.Value(func(b []byte) error {
+			s.mapped.unmapping.RUnlock()
+			held = false
 			if len(b) == 0 {
 				return errors.New("empty value")
 			}

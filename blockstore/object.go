@@ -169,7 +169,12 @@ type Place = valuelog.Place
 
 // Place gives the place of b, the bytes that [Store.Get] shows, and to be called while
 // it does. Reading at a place is cheaper than touching b. It is false if b has none.
-func (s *Store) Place(b []byte) (Place, bool) { return s.files.Locate(b) }
+func (s *Store) Place(b []byte) (Place, bool) {
+	if len(b) < valueThreshold { // not in a value log
+		return Place{}, false
+	}
+	return s.files.Locate(b)
+}
 
 // Has reports whether an object is there. One that is will be kept by a collection
 // that is running, or that starts while a [Hold] is held.

@@ -161,10 +161,8 @@ func (s *Store) reclaim(ctx context.Context) error {
 
 // collectVlogs rewrites value logs until none is dead enough; room is what one may take.
 func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) error {
-	if err := valuelog.InSequence(s.dirSync.path); err != nil { // as Badger reads them now
-		return fmt.Errorf("blockstore: reclaim: %w", err)
-	}
-	defer func() { _ = valuelog.Scattered(s.dirSync.path) }() // a hint
+	_ = valuelog.InSequence(s.dirSync.path) // as Badger reads them now; a hint
+	defer func() { _ = valuelog.Scattered(s.dirSync.path) }()
 	for {
 		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
 			return err
@@ -327,22 +325,24 @@ func (s *Store) keepMapped(ctx context.Context) {
 			return
 		case <-s.mapped.wake:
 		}
-		if err := s.freeMapped(); err != nil {
-			s.opt.Logger.Warn("memory of mapped value logs", "error", err)
-			return
+		if err := s.freeMapped(ctx); err != nil && ctx.Err() == nil {
+			s.opt.Logger.Debug("memory of mapped value logs", "error", err) // the next look may succeed
 		}
 	}
 }
 
 // freeMapped also takes what was written in bulk out of the page cache: the next bytes
 // take its pages, instead of those of what is in use.
-func (s *Store) freeMapped() error {
+func (s *Store) freeMapped(ctx context.Context) error {
 	bulk := s.mapped.bulk.Swap(false)
 	n, err := valuelog.Resident()
 	if err != nil || n <= mappedMost && !bulk {
 		return err
 	}
-	s.mapped.unmapping.Lock()
+	if !s.mapped.lock(ctx) {
+		s.mapped.bulk.CompareAndSwap(false, bulk)
+		return nil
+	}
 	defer s.mapped.unmapping.Unlock()
 	if err := valuelog.Unmap(s.dirSync.path); err != nil {
 		return err
@@ -353,4 +353,22 @@ func (s *Store) freeMapped() error {
 		s.mapped.kept, err = valuelog.Newest(s.dirSync.path)
 	}
 	return err
+}
+
+// lock takes the lock if nobody holds it for long: who waits for it would hold up all
+// reads behind a value log that is rewritten.
+func (m *mapped) lock(ctx context.Context) bool {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range 200 {
+		if m.unmapping.TryLock() {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+	return false
 }

@@ -261,12 +261,10 @@ func (s *Store) openLocked() (err error) {
 	if err := s.count(); err != nil {
 		return err
 	}
-	if s.mapped.kept, err = valuelog.Newest(s.dirSync.path); err == nil {
-		err = valuelog.Scattered(s.dirSync.path)
-	}
-	if err != nil {
+	if s.mapped.kept, err = valuelog.Newest(s.dirSync.path); err != nil {
 		return fmt.Errorf("blockstore: open: %w", err)
 	}
+	_ = valuelog.Scattered(s.dirSync.path) // a hint
 	return s.cleanJournals()
 }
 

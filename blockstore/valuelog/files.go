@@ -12,14 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// names are the value logs in dir, the newest last.
+// names are the paths of the value logs in dir, the newest last.
 func names(dir string) ([]string, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.vlog"))
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("value log: %w", err)
 	}
+	var files []string
+	for _, e := range entries {
+		if isName(e.Name()) {
+			files = append(files, filepath.Join(dir, e.Name()))
+		}
+	}
 	slices.SortFunc(files, Compare)
 	return files, nil
+}
+
+// isName reports whether a file is a value log: a number of at least six digits.
+func isName(name string) bool {
+	number, ok := strings.CutSuffix(name, ".vlog")
+	return ok && len(number) >= 6 && strings.Trim(number, "0123456789") == ""
 }
 
 // Compare orders paths of Badger's files in one folder by their numbers: six digits, or more.

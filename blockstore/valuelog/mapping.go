@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -36,7 +37,7 @@ func mappings(dir string) ([]mapping, error) {
 	var list []mapping
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
-		if m, ok := parseMapping(lines.Text()); ok && filepath.Dir(m.path) == dir {
+		if m, ok := parseMapping(lines.Text()); ok && filepath.Dir(m.path) == dir && isName(filepath.Base(m.path)) {
 			list = append(list, m)
 		}
 	}
@@ -135,10 +136,15 @@ func finished(dir string) ([]mapping, error) {
 	if err != nil || len(files) < 2 {
 		return nil, err
 	}
-	newest := filepath.Base(files[len(files)-1]) // nor is touched what is newer than this one
+	// The names come first: what is newer than the newest of them is not touched either.
+	newest := filepath.Base(files[len(files)-1])
 	list, err := mappings(dir)
-	if err != nil {
+	if err != nil || len(list) == 0 {
 		return nil, err
+	}
+	last := slices.MaxFunc(list, func(a, b mapping) int { return Compare(a.path, b.path) })
+	if name := filepath.Base(last.path); Compare(name, newest) < 0 {
+		newest = name
 	}
 	joined := list[:0]
 	for _, m := range list { // ascending by address

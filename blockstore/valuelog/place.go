@@ -80,7 +80,9 @@ func (f *Files) find(addr uintptr, fresh bool) (file *os.File, off int64, err er
 		i--
 	}
 	if i < 0 || addr >= f.maps[i].end {
-		f.misses++
+		if fresh {
+			f.misses++
+		}
 		return nil, 0, nil
 	}
 	f.misses = 0

@@ -96,3 +96,20 @@ func TestReadahead(t *testing.T) {
 		}
 	}
 }
+
+// Only Badger's own names count, whatever else lies there and however the folder is called.
+func TestNames(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "[b]*")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"000001.vlog", "copy-000002.vlog", "000003.vlog.bak", "1234.vlog", "x00005.vlog"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := names(dir)
+	if want := filepath.Join(dir, "000001.vlog"); err != nil || len(got) != 1 || got[0] != want {
+		t.Errorf("value logs %q, %v, want %q", got, err, want)
+	}
+}

@@ -234,6 +234,9 @@ func detach(c *cli.Context, e *env, o daemon.Options, r daemon.MountRequest) err
 		return fmt.Errorf("log file: %w", err)
 	}
 	defer log.Close()
+	if err := e.profiles.end(); err != nil { // the other process makes its own
+		return err
+	}
 	return spawn(log, pass)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -123,6 +124,7 @@ func (m *mounts) mount(ctx context.Context, r MountRequest) error {
 	}
 	defer done()
 	servePages()
+	largePages()
 	srv, err := fs.Mount(ctx, lib, fs.Options{
 		Dir: r.Dir, Source: m.d.opts.Store, ReadOnly: r.ReadOnly, AllowOther: r.AllowOther,
 		UID: owner(r.UID, os.Getuid()), GID: owner(r.GID, os.Getgid()), Logger: m.d.log,
@@ -246,7 +248,6 @@ func Harden() {
 	unix.Umask(0o077)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(heapGrowth)
-		useLargePages()
 	}
 	none := unix.Rlimit{}
 	// Each may be refused in a container; the others still help.
@@ -262,16 +263,26 @@ const heapGrowth = 30
 // uncommitted writes take.
 const largeHeap = 512 << 20
 
+// largePages is useLargePages, once.
+var largePages = sync.OnceFunc(useLargePages)
+
 // useLargePages asks for large pages for the first part of the heap, which the runtime
 // fills first. Caches of hundreds of MiB are touched all over: with small pages each
 // first touch is a fault, and under a hypervisor that keeps shadow page tables a fault
 // costs more than opening the page.
 func useLargePages() {
-	b := make([]byte, largeHeap) // address space that is not touched, and reused when b is collected
+	var space unix.Rlimit
+	overcommit, err := os.ReadFile("/proc/sys/vm/overcommit_memory")
+	if unix.Getrlimit(unix.RLIMIT_AS, &space) != nil || space.Cur != unix.RLIM_INFINITY || err != nil || overcommit[0] == '2' {
+		return // address space is counted: none to spare
+	}
+	b := make([]byte, largeHeap) // not touched
 	const page = 2 << 20
 	start := (uintptr(unsafe.Pointer(unsafe.SliceData(b))) + page - 1) &^ (page - 1)
 	// Kernels without large pages refuse it.
 	_, _, _ = unix.Syscall(unix.SYS_MADVISE, start, largeHeap-page, unix.MADV_HUGEPAGE)
+	runtime.KeepAlive(b)
+	runtime.GC() // from here on the heap reuses the address space
 }
 
 // servePages asks the kernel not to write to our own mounts when it looks for

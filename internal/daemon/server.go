@@ -13,6 +13,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -181,15 +182,22 @@ func (s *server) handler() http.Handler {
 	})
 }
 
-// profile answers what net/http/pprof knows: addresses and counts, nothing of what is in memory.
+// profile answers what net/http/pprof knows without the arguments of functions, some of
+// which are keys. At most a minute: the daemon's end waits for it.
 func profile(w http.ResponseWriter, r *http.Request) {
-	switch strings.TrimPrefix(r.URL.Path, "/debug/pprof/") {
+	if n, err := strconv.Atoi(r.FormValue("seconds")); err == nil && n > 60 || r.FormValue("debug") == "2" {
+		http.Error(w, "at most 60 seconds, and no debug=2", http.StatusForbidden)
+		return
+	}
+	switch name := strings.TrimPrefix(r.URL.Path, "/debug/pprof/"); name {
 	case "profile":
 		pprof.Profile(w, r)
 	case "trace":
 		pprof.Trace(w, r)
+	case "allocs", "block", "goroutine", "heap", "mutex", "threadcreate":
+		pprof.Handler(name).ServeHTTP(w, r)
 	default:
-		pprof.Index(w, r)
+		http.NotFound(w, r)
 	}
 }
 
