@@ -29,7 +29,9 @@ func TestMerge(t *testing.T) {
 			}
 			copy(model[off:], p)
 		}
+		d.commitMu.Lock() // the committer may be at work as well
 		waiting := len(d.merges)
+		d.commitMu.Unlock()
 		if err := d.Commit(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -39,8 +41,9 @@ func TestMerge(t *testing.T) {
 	if merged == 0 {
 		t.Error("no region was planned again")
 	}
+	w := d.view()
 	for region := range uint64(2) {
-		leaf, err := d.current.tree.Leaf(ctx, region)
+		leaf, err := w.v.tree.Leaf(ctx, region)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,6 +51,7 @@ func TestMerge(t *testing.T) {
 			t.Errorf("region %d is in %d extents", region, len(leaf.Extents))
 		}
 	}
+	w.leave()
 	r.close(d)
 	d = r.open(id, OpenOptions{})
 	same(t, d, model)
