@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -159,9 +160,11 @@ func mendTables(dir string, opt badger.Options) error {
 			n++
 		}
 	}
-	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
-	if err != nil || n == 0 || n > len(logs) {
-		return err
+	if n == 0 {
+		return nil
+	}
+	if full, err := fullLogs(dir); err != nil || n > full {
+		return err // Badger says what is missing
 	}
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(changes)))
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(changes, castagnoli))
@@ -170,4 +173,29 @@ func mendTables(dir string, opt badger.Options) error {
 		return fmt.Errorf("blockstore: open: %w", err)
 	}
 	return nil
+}
+
+// fullLogs counts the logs of memtables that hold anything. Badger empties a log before
+// it removes it: an empty one stands for no table.
+func fullLogs(dir string) (n int, err error) {
+	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	if err != nil {
+		return 0, fmt.Errorf("blockstore: open: %w", err)
+	}
+	for _, path := range logs {
+		f, err := os.Open(path)
+		if err != nil {
+			return 0, fmt.Errorf("blockstore: open: %w", err)
+		}
+		var head [logHeader + 64]byte
+		k, err := f.ReadAt(head[:], 0)
+		f.Close()
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, fmt.Errorf("blockstore: open: %w", err)
+		}
+		if len(bytes.Trim(head[min(k, logHeader):k], "\x00")) > 0 {
+			n++
+		}
+	}
+	return n, nil
 }

@@ -85,6 +85,11 @@ func TestTableWithoutName(t *testing.T) {
 		s.Close()
 		t.Fatal("a store that lost a table opens")
 	}
+	writeFile(t, log, nil) // Badger empties a log before it removes it
+	if s, err := Open(t.Context(), dir, Options{Reserve: testReserve}); err == nil {
+		s.Close()
+		t.Fatal("a store that lost a table opens over an empty log, as an older state")
+	}
 	writeFile(t, log, content)
 	wantObject(t, openStore(t, dir), o)
 }
