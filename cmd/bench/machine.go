@@ -132,7 +132,7 @@ func (b *bench) sizes() string {
 }
 
 const settings = "fio with O_DIRECT, libaio (psync with fsync), fresh random buffers; disks for fio hold random bytes; sealdisk with its defaults " +
-	"(zstd, cache 160 MiB) unless named; qemu-storage-daemon with its defaults (page cache, one thread), LUKS aes-xts, iter-time 200 ms; " +
+	"(zstd, its own cache size) unless named; qemu-storage-daemon with its defaults (page cache, one thread), LUKS aes-xts, iter-time 200 ms; " +
 	"gocryptfs AES-GCM, scrypt N 2¹²; warm: the set was read once before; transfers: the source is in the page cache, time until synced"
 
 func (b *bench) fileSystem() string {
