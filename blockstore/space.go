@@ -40,7 +40,7 @@ type space struct {
 	want    int64 // bytes the reserve should have
 	have    int64 // bytes it has
 
-	busy     time.Time // when something was last admitted
+	busy     time.Time // when Badger was last given something
 	vlog     valuelog.Ahead
 	memtable string // its log, which is allocated
 }
@@ -155,20 +155,22 @@ func writeError(what string, err error) error {
 func (p *space) admit(n int64, spend bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.busy = time.Now()
-	avail, err := p.relieve()
+	if !spend {
+		p.busy = time.Now()
+		avail, err := p.relieve()
+		if err == nil && avail < lastResort {
+			err = fmt.Errorf("blockstore: %w", ErrNoSpace)
+		}
+		return err
+	}
+	avail, _, err := p.free()
 	if err != nil {
 		return err
 	}
-	if !spend {
-		if avail < lastResort {
-			return fmt.Errorf("blockstore: %w", ErrNoSpace)
-		}
-		return nil
-	}
 	if avail < headroom+p.want-p.have {
-		return fmt.Errorf("blockstore: %w", ErrNoSpace)
+		return fmt.Errorf("blockstore: %w", ErrNoSpace) // the reserve is not for who is refused
 	}
+	p.busy = time.Now()
 	if err := p.allocateMemtable(); err != nil {
 		return err
 	}

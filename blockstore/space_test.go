@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -89,9 +90,13 @@ func TestFullDisk(t *testing.T) {
 	if _, err := s.Reclaim(t.Context()); err != nil { // or it would go on beside what follows
 		t.Fatal(err)
 	}
+	awaitSettled(t, s)
 	fillDisk(t, filepath.Join(disk, "guest.log")) // somebody takes the rest
 	if err := s.PutObjects(t.Context(), []Object{object(1 << 20)}); !errors.Is(err, ErrNoSpace) {
 		t.Errorf("put on a full disk: got %v, want ErrNoSpace", err)
+	}
+	if st, err := s.Stats(); st.ReserveBytes == 0 || err != nil {
+		t.Errorf("reserve of a store that had nothing to do: %d bytes, %v", st.ReserveBytes, err)
 	}
 	if _, err := s.CreateJournal(ImageID{1}, 1, journalHeader(1), testJournal); !errors.Is(err, ErrNoSpace) {
 		t.Errorf("journal on a full disk: got %v, want ErrNoSpace", err)
@@ -123,6 +128,23 @@ func TestFullDisk(t *testing.T) {
 	put(t, s, object(1<<20))
 }
 
+// awaitSettled waits until nothing has needed the reserve for a while, and it is whole.
+func awaitSettled(t *testing.T, s *Store) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range 3000 {
+		s.space.mu.Lock()
+		done := time.Since(s.space.busy) > settled && s.space.have == s.space.want
+		s.space.mu.Unlock()
+		if done {
+			return
+		}
+		<-tick.C
+	}
+	t.Fatal("the store does not settle")
+}
+
 func ids(objs []Object) []ObjectID {
 	var ids []ObjectID
 	for _, o := range objs {
@@ -134,9 +156,10 @@ func ids(objs []Object) []ObjectID {
 // Somebody else fills the disk while objects are put and deleted: writes are refused,
 // and the process lives.
 func TestDiskFilledByOthers(t *testing.T) {
-	disk := smallDisk(t, 300<<20)
+	disk := smallDisk(t, 460<<20)
 	dir := filepath.Join(disk, "store")
-	o := Options{Reserve: 64 << 20}
+	o := Options{Reserve: 224 << 20} // it has to outlast the filler until Badger is done
+
 	if err := Create(dir, o); err != nil {
 		t.Fatal(err)
 	}
