@@ -32,6 +32,7 @@ type history struct {
 type resize struct {
 	seq  uint64
 	size int64
+	made uint64 // changes of names in the file system before it
 }
 
 // content is what is in a file, as it reads now and as it was last synced.
@@ -42,6 +43,7 @@ type content struct {
 	baseSize int64 // as of the last sync
 	sizes    []resize
 	dirty    map[int64]*history
+	made     uint64 // changes of names in the file system before the last truncation
 }
 
 func newContent() *content {
@@ -106,12 +108,13 @@ func (c *content) put(index int64, p *page) {
 
 func (c *content) setSize(n int64) {
 	c.size = n
-	c.sizes = append(c.sizes, resize{c.seq, n})
+	c.sizes = append(c.sizes, resize{c.seq, n, c.made})
 }
 
-// truncate sets the size, down or up.
-func (c *content) truncate(n int64) {
+// truncate sets the size, down or up, after so many changes of names.
+func (c *content) truncate(n int64, made uint64) {
 	c.seq++
+	c.made = made
 	if n < c.size {
 		for _, index := range slices.Sorted(maps.Keys(c.pages)) {
 			switch start := index * pageSize; {
@@ -198,9 +201,10 @@ func newFate(seed uint64) *fate {
 	return f
 }
 
-// cut is the content as the disk might hold it.
-func (c *content) cut(f *fate) *content {
-	size, from := c.cutSize(f)
+// cut is the content as the disk might hold it, if the changes of names from lost on did
+// not all survive.
+func (c *content) cut(f *fate, lost uint64) *content {
+	size, from := c.cutSize(f, lost)
 	out := &content{size: size, baseSize: size, pages: maps.Clone(c.pages), dirty: make(map[int64]*history)}
 	for _, index := range slices.Sorted(maps.Keys(c.dirty)) {
 		candidates := c.candidates(index, from)
@@ -227,13 +231,21 @@ func (c *content) cut(f *fate) *content {
 	return out
 }
 
-// cutSize chooses a size: the first n resizes survive.
-func (c *content) cutSize(f *fate) (size int64, n int) {
+// cutSize chooses a size: the first n resizes survive. A file is cut off no sooner than
+// the names that changed before it.
+func (c *content) cutSize(f *fate, lost uint64) (size int64, n int) {
+	most := len(c.sizes)
+	for i, s := range c.sizes {
+		if c.shrinks(i) && s.made > lost {
+			most = i
+			break
+		}
+	}
 	switch x := f.r.Float64(); {
 	case x < f.keep:
-		n = len(c.sizes)
+		n = most
 	case f.r.Float64() >= f.drop:
-		n = f.r.IntN(len(c.sizes) + 1)
+		n = f.r.IntN(most + 1)
 	}
 	if n == 0 {
 		return c.baseSize, 0

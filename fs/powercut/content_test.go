@@ -2,8 +2,11 @@ package powercut
 
 import (
 	"bytes"
+	"fmt"
+	"math"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -22,7 +25,7 @@ const cuts = 1000
 func outcomes(c *content) map[string]int {
 	seen := make(map[string]int)
 	for seed := range uint64(cuts) {
-		seen[string(c.cut(newFate(seed)).all())]++
+		seen[string(c.cut(newFate(seed), math.MaxUint64).all())]++
 	}
 	return seen
 }
@@ -86,9 +89,9 @@ func TestTruncationSurvivesWhole(t *testing.T) {
 	c := newContent()
 	c.write(fill(1, 4*pageSize), 0)
 	c.sync()
-	c.truncate(0)
+	c.truncate(0, 0)
 	c.write(fill(2, pageSize), 0)
-	c.truncate(3 * pageSize)
+	c.truncate(3*pageSize, 0)
 	for text := range outcomes(c) {
 		switch len(text) {
 		case 4 * pageSize:
@@ -102,6 +105,32 @@ func TestTruncationSurvivesWhole(t *testing.T) {
 		default:
 			t.Errorf("got %d bytes", len(text))
 		}
+	}
+}
+
+// A file that is cut off after a name was made is not cut off where the name is lost, and
+// all else comes.
+func TestTruncationComesAfterNames(t *testing.T) {
+	f := New()
+	old, later := f.newInode(unix.S_IFREG), f.newInode(unix.S_IFREG)
+	f.change(namePut{f.root, "old", old})
+	old.write(fill(1, pageSize), 0)
+	old.sync()
+	f.syncDir(f.root)
+	f.change(namePut{f.root, "later", later})
+	old.truncate(0, f.made)
+	seen := make(map[string]int)
+	for seed := range uint64(cuts) {
+		root := f.Cut(seed).root
+		seen[fmt.Sprint(root.entries["old"].size, root.entries["later"] != nil)]++
+	}
+	for _, want := range []string{"4096 false", "4096 true", "0 true"} {
+		if seen[want] == 0 {
+			t.Errorf("no cut leaves %q", want)
+		}
+	}
+	if len(seen) != 3 {
+		t.Errorf("got %v", seen)
 	}
 }
 
@@ -120,7 +149,7 @@ func TestContentModel(t *testing.T) {
 				model = append(model, make([]byte, max(0, off+n-len(model)))...)
 				copy(model[off:], b)
 			case 1:
-				c.truncate(int64(off))
+				c.truncate(int64(off), 0)
 				model = append(model, make([]byte, max(0, off-len(model)))...)[:off]
 			case 2:
 				c.zero(int64(off), int64(n))
@@ -129,7 +158,7 @@ func TestContentModel(t *testing.T) {
 				}
 			case 3:
 				c.sync()
-				got := c.cut(newFate(rapid.Uint64().Draw(t, "seed"))).all()
+				got := c.cut(newFate(rapid.Uint64().Draw(t, "seed")), math.MaxUint64).all()
 				if !bytes.Equal(got, model) {
 					t.Fatal("a synced file changed")
 				}
@@ -143,10 +172,10 @@ func TestContentModel(t *testing.T) {
 		}
 		nothing := &fate{r: newFate(0).r, drop: 1}
 		all := &fate{r: newFate(0).r, keep: 1}
-		if got := c.cut(all).all(); !bytes.Equal(got, model) {
+		if got := c.cut(all, math.MaxUint64).all(); !bytes.Equal(got, model) {
 			t.Fatal("with all that was written kept, the content differs")
 		}
-		if got := c.cut(nothing); got.size != c.baseSize {
+		if got := c.cut(nothing, math.MaxUint64); got.size != c.baseSize {
 			t.Fatalf("size with nothing kept: got %d, want %d", got.size, c.baseSize)
 		}
 	})

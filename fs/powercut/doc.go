@@ -12,6 +12,8 @@
 //     Pages are independent of each other.
 //   - The size is any that the file had since the last sync. What lay behind a truncation that
 //     survived does not come back, and nothing that came after one that did not is there.
+//   - A file is cut off no sooner than the names that changed before it, anywhere: journalling file
+//     systems keep changes of names and sizes in order.
 //   - fsync of a folder makes the names in it durable. Of the other changes of names a prefix
 //     survives, for each folder its own; a rename is one change, of both its folders.
 //

@@ -143,7 +143,7 @@ func (h *handler) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.
 			n.mode = n.mode&unix.S_IFMT | mode&^unix.S_IFMT
 		}
 		if size, ok := in.GetSize(); ok && n.content != nil {
-			n.truncate(int64(size))
+			n.truncate(int64(size), h.f.made)
 			n.mtime = time.Now()
 		}
 	}
@@ -259,7 +259,7 @@ func (h *handler) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		return fuse.EINVAL
 	}
 	if in.Flags&unix.O_TRUNC != 0 {
-		n.truncate(0)
+		n.truncate(0, h.f.made)
 	}
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	return fuse.OK
@@ -334,7 +334,7 @@ func (h *handler) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status
 		return fuse.Status(unix.EOPNOTSUPP)
 	}
 	if grow && off+length > n.size {
-		n.truncate(off + length)
+		n.truncate(off+length, h.f.made)
 	}
 	return fuse.OK
 }

@@ -3,6 +3,7 @@ package powercut
 import (
 	"errors"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ type FS struct {
 	inodes map[uint64]*inode // those that the kernel knows, and the root
 	last   uint64            // newest inode number
 	ops    []*nameOp         // not durable, in order
+	made   uint64            // changes of names so far
 	lists  map[uint64][]string
 }
 
@@ -35,7 +37,10 @@ type inode struct {
 }
 
 // nameOp is one change of names: all of it survives or none.
-type nameOp struct{ puts []namePut }
+type nameOp struct {
+	seq  uint64 // how many were before it
+	puts []namePut
+}
 
 // namePut makes a name in a folder mean to; nil removes it.
 type namePut struct {
@@ -80,7 +85,8 @@ func (f *FS) change(puts ...namePut) {
 		}
 		p.dir.mtime = time.Now()
 	}
-	f.ops = append(f.ops, &nameOp{puts})
+	f.ops = append(f.ops, &nameOp{f.made, puts})
+	f.made++
 }
 
 // surviving gives the ops that survive if of each folder those before limit[folder] do: with one
@@ -134,8 +140,10 @@ func (f *FS) Cut(seed uint64) *FS {
 	fate := newFate(seed)
 	kept := f.surviving(f.limits(fate))
 	names := make(map[*inode]map[string]*inode)
+	lost := uint64(math.MaxUint64)
 	for _, op := range f.ops {
 		if !kept[op] {
+			lost = min(lost, op.seq)
 			continue
 		}
 		for _, p := range op.puts {
@@ -152,7 +160,7 @@ func (f *FS) Cut(seed uint64) *FS {
 			}
 			return n.synced
 		},
-		func(c *content) *content { return c.cut(fate) })
+		func(c *content) *content { return c.cut(fate, lost) })
 }
 
 // limits chooses for each folder how many of the ops may survive there.
