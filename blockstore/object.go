@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"sync"
 	"sync/atomic"
 
@@ -17,6 +18,8 @@ import (
 type Object struct {
 	ID    ObjectID
 	Bytes []byte // 1 byte to 1 MiB + 64 KiB
+
+	lent bool // Bytes are of a pool
 }
 
 // counts is our own account of objects: Badger's knows of dead bytes only what it
@@ -346,12 +349,49 @@ func (b *Batch) Add(ctx context.Context, objects ...Object) error {
 			if err := b.store.PutObjects(ctx, full); err != nil {
 				return err
 			}
+			giveBack(full)
 			if b.Bulk {
 				b.store.mapped.bulk.Store(true)
 			}
 		}
 	}
 	return nil
+}
+
+// Buffer gives room for the bytes of an object of about n bytes, for [Batch.AddBuffer].
+func (b *Batch) Buffer(n int) []byte {
+	class := bits.Len(uint(n) * 8 / 9)
+	if class < leastBuffer || class > mostBuffer {
+		return make([]byte, 0, n)
+	}
+	if p, ok := buffers[class-leastBuffer].Get().(*[]byte); ok {
+		return (*p)[:0]
+	}
+	return make([]byte, 0, bufferSize(class))
+}
+
+// Buffers of some classes are used again. One holds a power of two and its seal.
+const leastBuffer, mostBuffer = 15, 20
+
+var buffers [mostBuffer - leastBuffer + 1]sync.Pool
+
+func bufferSize(class int) int { return 9 << class / 8 }
+
+// AddBuffer is Add for an object whose bytes are in a Buffer, if they had room there, and
+// in nobody else's hands: once they are stored the buffer is used again.
+func (b *Batch) AddBuffer(ctx context.Context, o Object) error {
+	o.lent = true
+	return b.Add(ctx, o)
+}
+
+func giveBack(objects []Object) {
+	for _, o := range objects {
+		n := cap(o.Bytes)
+		if class := bits.Len(uint(n)) - 1; o.lent && class >= leastBuffer && class <= mostBuffer && n == bufferSize(class) {
+			b := o.Bytes[:0]
+			buffers[class-leastBuffer].Put(&b)
+		}
+	}
 }
 
 // AddSmall takes one object and gives its reference.
@@ -368,7 +408,11 @@ func (b *Batch) Flush(ctx context.Context) error {
 	if len(rest) == 0 {
 		return nil
 	}
-	return b.store.PutObjects(ctx, rest)
+	err := b.store.PutObjects(ctx, rest)
+	if err == nil {
+		giveBack(rest)
+	}
+	return err
 }
 
 func (b *Batch) takeLocked() []Object {

@@ -101,7 +101,7 @@ func TestPatchLeaf(t *testing.T) {
 			t.Fatal(err)
 		}
 		data := noise(2*sectorSize, 3)
-		object, entry, err := sealPiece(b.seal, firstPosition, 0, &Piece{Runs: []record.Run{{First: 0, Count: 2}}, Data: data})
+		object, entry, err := sealPiece(nil, b.seal, firstPosition, 0, &Piece{Runs: []record.Run{{First: 0, Count: 2}}, Data: data})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +110,7 @@ func TestPatchLeaf(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		extra, entry2, err := sealPiece(b.seal, firstPosition, 0, &Piece{Runs: []record.Run{{First: 8, Count: 1}}, Data: data[:sectorSize]})
+		extra, entry2, err := sealPiece(nil, b.seal, firstPosition, 0, &Piece{Runs: []record.Run{{First: 8, Count: 1}}, Data: data[:sectorSize]})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -66,12 +66,12 @@ func (s *Shared) Build(_ context.Context, o CreateOptions) (*Builder, error) {
 func (b *Builder) AddRegion(ctx context.Context, region uint64, pieces []Piece) error {
 	m := new(regionMap)
 	for i := range pieces {
-		object, entry, err := sealPiece(b.seal, firstPosition, region, &pieces[i])
+		object, entry, err := sealPiece(b.put.Buffer(pieces[i].sealedMost()), b.seal, firstPosition, region, &pieces[i])
 		if err != nil {
 			return err
 		}
 		m.set(entry, pieces[i].Runs)
-		if err := b.put.Add(ctx, object); err != nil {
+		if err := b.put.AddBuffer(ctx, object); err != nil {
 			return err
 		}
 	}

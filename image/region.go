@@ -2,8 +2,10 @@ package image
 
 import (
 	"context"
+	"sync"
 
 	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image/dirty"
 	"github.com/sealdisk/sealdisk/image/plan"
 	"github.com/sealdisk/sealdisk/image/record"
@@ -34,10 +36,28 @@ func (p *Piece) frameLog() uint8 {
 	return scattered
 }
 
-// sealPiece seals a piece of a region into an object and describes it for the leaf.
-func sealPiece(seal record.Seal, birth blockstore.Position, region uint64, p *Piece) (blockstore.Object, record.LeafObject, error) {
+// sealedMost is about what the piece needs at most once it is sealed.
+func (p *Piece) sealedMost() int {
+	frames := len(p.Data)>>p.frameLog() + 1
+	return len(p.Data) + 4*len(p.Runs) + frames*(4+crypto.Overhead) + firstPiece/16
+}
+
+// wholePieces are for the data of cutters.
+var wholePieces = sync.Pool{New: func() any { return new([record.MaxSegmentSectors * sectorSize]byte) }}
+
+// giveBack lets the data's memory be used again if it is that of a whole piece.
+func (p *Piece) giveBack() {
+	if cap(p.Data) == record.MaxSegmentSectors*sectorSize {
+		wholePieces.Put((*[record.MaxSegmentSectors * sectorSize]byte)(p.Data[:cap(p.Data)]))
+	}
+	p.Data = nil
+}
+
+// sealPiece seals a piece of a region into an object, in dst if it has the room, and
+// describes it for the leaf.
+func sealPiece(dst []byte, seal record.Seal, birth blockstore.Position, region uint64, p *Piece) (blockstore.Object, record.LeafObject, error) {
 	log := p.frameLog()
-	b, salt, err := seal.Segment(nil, region, p.Runs, p.Data, log)
+	b, salt, err := seal.Segment(dst, region, p.Runs, p.Data, log)
 	if err != nil {
 		return blockstore.Object{}, record.LeafObject{}, err
 	}
@@ -158,11 +178,13 @@ func (c *cutter) add(sector int, data []byte) {
 		c.cur.Runs = append(c.cur.Runs, record.Run{First: uint16(sector), Count: 1})
 	}
 	if len(c.cur.Data) == cap(c.cur.Data) { // grown twice at most
-		size := firstPiece
-		if len(c.cur.Data) >= firstPiece {
-			size = record.MaxSegmentSectors * sectorSize
+		var room []byte
+		if len(c.cur.Data) < firstPiece {
+			room = make([]byte, 0, firstPiece)
+		} else {
+			room = wholePieces.Get().(*[record.MaxSegmentSectors * sectorSize]byte)[:0]
 		}
-		c.cur.Data = append(make([]byte, 0, size), c.cur.Data...)
+		c.cur.Data = append(room, c.cur.Data...)
 	}
 	c.cur.Data = append(c.cur.Data, data...)
 }
@@ -200,12 +222,13 @@ func (b *batch) sealRegion(ctx context.Context, put *blockstore.Batch, base tree
 		}
 	}
 	for _, p := range pieces {
-		object, entry, err := sealPiece(seal, b.position, region, &p)
+		object, entry, err := sealPiece(put.Buffer(p.sealedMost()), seal, b.position, region, &p)
 		if err != nil {
 			return err
 		}
 		m.set(entry, p.Runs)
-		if err := put.Add(ctx, object); err != nil {
+		p.giveBack()
+		if err := put.AddBuffer(ctx, object); err != nil {
 			return err
 		}
 	}
