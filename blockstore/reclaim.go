@@ -171,6 +171,9 @@ func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) err
 			return err
 		}
 		err := s.collectVlog(ratio)
+		if ferr := s.freeMapped(ctx); ferr != nil { // what it read, before the next one
+			s.opt.Logger.Debug("memory of mapped value logs", "error", ferr)
+		}
 		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
 			return s.Err()
 		}

@@ -315,7 +315,7 @@ func (d *Disk) install(ctx context.Context, next *head, out *outcome, frozen *di
 	if next.epoch != old.epoch {
 		d.switchJournal()
 	}
-	return d.clear(ctx, old, next, f.absorbed)
+	return d.clear(context.WithoutCancel(ctx), old, next, f.absorbed)
 }
 
 // freeable are the objects that nothing older than the floor can still use.

@@ -149,6 +149,7 @@ type view struct {
 	h              *head
 	v              *version
 	active, frozen *dirty.Set
+	once           bool // what it opens is not kept in memory
 }
 
 // view takes the present state; leave must be called.

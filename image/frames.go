@@ -77,7 +77,8 @@ type span struct {
 	object        *record.LeafObject
 	master        crypto.MasterKey // that opens it; set by read
 	region        uint64
-	offset, count int // sectors of the segment's data
+	offset, count int  // sectors of the segment's data
+	once          bool // nobody will read it again: not to be kept
 }
 
 // read appends slices of opened frames that make up a span. What is not in memory is
@@ -213,6 +214,9 @@ func (s *Shared) openFrames(seg *record.Segment, sp *span, first int, frames [][
 			return err
 		}
 		frames[i] = data
+		if sp.once {
+			continue
+		}
 		s.frames.Set(frameID{sp.object.Ref.ID, uint32(first + i)}, &frame{data, sp.object.Salt, sp.master})
 	}
 	return nil

@@ -18,8 +18,8 @@ import (
 
 // Defaults and bounds of one daemon, in bytes (docs/architecture.md, Numbers).
 const (
-	DefaultCacheBytes = 160 << 20
-	DefaultDirtyBytes = 192 << 20
+	DefaultCacheBytes = 128 << 20
+	DefaultDirtyBytes = 160 << 20
 	nodeCacheBytes    = 64 << 20
 	segmentCacheBytes = 24 << 20
 )

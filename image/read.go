@@ -162,7 +162,7 @@ func (w view) mapped(ctx context.Context, leaf *record.Leaf, region uint64, firs
 		n := min(int(x.Count)-skip, end-first)
 		var err error
 		vec, err = w.d.s.read(ctx, w.v.tree.Keys, span{
-			object: &leaf.Objects[x.Object], region: region, offset: int(x.Offset) + skip, count: n}, vec)
+			object: &leaf.Objects[x.Object], region: region, offset: int(x.Offset) + skip, count: n, once: w.once}, vec)
 		if err != nil {
 			return nil, err
 		}

@@ -263,7 +263,7 @@ func (b *batch) finish(ctx context.Context, put *blockstore.Batch, base tree.Tre
 // places and lets the planner cut it anew: runs of data belong together, and what a
 // guest needs in the same burst of its start-up.
 func (b *batch) replan(ctx context.Context, base tree.Tree, region uint64, m *regionMap) ([]Piece, error) {
-	w := view{d: b.d, v: &version{tree: base}, frozen: b.frozen}
+	w := view{d: b.d, v: &version{tree: base}, frozen: b.frozen, once: true}
 	leaf, err := base.Leaf(ctx, region)
 	if err != nil {
 		return nil, err

@@ -48,7 +48,7 @@ Example: sealdisk mount -d /mnt/images
 			&cli.IntFlag{Name: "uid", Usage: "owner `U` of the files", Value: -1, DefaultText: "who mounts"},
 			&cli.IntFlag{Name: "gid", Usage: "group `G` of the files", Value: -1, DefaultText: "who mounts"},
 			&cli.StringFlag{Name: "log-file", Usage: "`FILE` for the log of -d", DefaultText: "log in the host directory"},
-			&cli.StringFlag{Name: "cache", Usage: "`BYTES` of opened data kept in memory", Value: "160M"},
+			&cli.StringFlag{Name: "cache", Usage: "`BYTES` of opened data kept in memory", Value: "128M"},
 		},
 		Action: mount,
 	}

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -276,12 +277,14 @@ func useLargePages() {
 	if unix.Getrlimit(unix.RLIMIT_AS, &space) != nil || space.Cur != unix.RLIM_INFINITY || err != nil || overcommit[0] == '2' {
 		return // address space is counted: none to spare
 	}
-	b := make([]byte, largeHeap) // not touched
+	var b strings.Builder // what it grows by is not zeroed, so not touched
+	b.Grow(largeHeap)
+	b.WriteByte(0)
 	const page = 2 << 20
-	start := (uintptr(unsafe.Pointer(unsafe.SliceData(b))) + page - 1) &^ (page - 1)
+	start := (uintptr(unsafe.Pointer(unsafe.StringData(b.String()))) + page - 1) &^ (page - 1)
 	// Kernels without large pages refuse it.
 	_, _, _ = unix.Syscall(unix.SYS_MADVISE, start, largeHeap-page, unix.MADV_HUGEPAGE)
-	runtime.KeepAlive(b)
+	runtime.KeepAlive(&b)
 	runtime.GC() // from here on the heap reuses the address space
 }
 
