@@ -143,7 +143,6 @@ type batch struct {
 func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalNumber, merges []uint64) (*head, *outcome, error) {
 	d := b.d
 	put := blockstore.NewBatch(d.s.Store)
-	put.Bulk = b.frozen.Streamed()
 	next, up, err := b.prepare(ctx, put, e, absorbed, merges)
 	var raw []byte
 	if err == nil {

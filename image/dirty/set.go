@@ -23,11 +23,6 @@ const (
 	pagesCost  = chunkSectors * 8
 )
 
-const (
-	longWrite   = 128 << 10
-	streamBytes = 16 << 20
-)
-
 // Page is the content of one sector.
 type Page [SectorSize]byte
 
@@ -42,7 +37,6 @@ type Set struct {
 
 	size  atomic.Int64  // new size of the disk in bytes, 0 if unchanged
 	bytes atomic.Int64  // memory held
-	long  atomic.Int64  // bytes that came in long writes
 	total *atomic.Int64 // the same of all Sets together
 }
 
@@ -77,13 +71,6 @@ func (s *Set) grow(n int64) {
 
 // Bytes is the memory that the Set holds.
 func (s *Set) Bytes() int64 { return s.bytes.Load() }
-
-// Streamed reports whether the Set holds much, nearly all of it written in long pieces:
-// a copy, an installation, not what a guest works on.
-func (s *Set) Streamed() bool {
-	n := s.bytes.Load()
-	return n >= streamBytes && s.long.Load() >= n/8*7
-}
 
 // Empty reports whether nothing was written to the Set.
 func (s *Set) Empty() bool {
@@ -143,9 +130,6 @@ func (s *Set) region(number uint64) *region {
 // Write puts data, whole sectors of one region from first on, into the Set.
 // saved says that a journal holds it already (replay).
 func (s *Set) Write(number uint64, first int, data []byte, saved bool) {
-	if len(data) >= longWrite {
-		s.long.Add(int64(len(data)))
-	}
 	r := s.region(number)
 	r.mu.Lock()
 	for i := 0; i < len(data)/SectorSize; i++ {
