@@ -19,7 +19,7 @@ type Object struct {
 	ID    ObjectID
 	Bytes []byte // 1 byte to 1 MiB + 64 KiB
 
-	lent bool // Bytes are of a pool
+	lent bool // Bytes are used again once they are stored
 }
 
 // counts is our own account of objects: Badger's knows of dead bytes only what it

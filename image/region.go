@@ -20,7 +20,8 @@ const (
 	maxExtents   = 1024
 	maxMerges    = 4 // regions planned again in one commit
 	alignSectors = record.MaxSegmentSectors
-	firstPiece   = 64 << 10 // bytes that a piece has room for at first
+	firstPiece   = 64 << 10                              // bytes that a piece has room for at first
+	wholePiece   = record.MaxSegmentSectors * sectorSize // and then
 )
 
 // Piece is one segment to be sealed: ascending runs of a region and their joined data.
@@ -43,12 +44,12 @@ func (p *Piece) sealedMost() int {
 }
 
 // wholePieces are for the data of cutters.
-var wholePieces = sync.Pool{New: func() any { return new([record.MaxSegmentSectors * sectorSize]byte) }}
+var wholePieces = sync.Pool{New: func() any { return new([wholePiece]byte) }}
 
 // giveBack lets the data's memory be used again if it is that of a whole piece.
 func (p *Piece) giveBack() {
-	if cap(p.Data) == record.MaxSegmentSectors*sectorSize {
-		wholePieces.Put((*[record.MaxSegmentSectors * sectorSize]byte)(p.Data[:cap(p.Data)]))
+	if cap(p.Data) == wholePiece {
+		wholePieces.Put((*[wholePiece]byte)(p.Data[:cap(p.Data)]))
 	}
 	p.Data = nil
 }
@@ -182,7 +183,7 @@ func (c *cutter) add(sector int, data []byte) {
 		if len(c.cur.Data) < firstPiece {
 			room = make([]byte, 0, firstPiece)
 		} else {
-			room = wholePieces.Get().(*[record.MaxSegmentSectors * sectorSize]byte)[:0]
+			room = wholePieces.Get().(*[wholePiece]byte)[:0]
 		}
 		c.cur.Data = append(room, c.cur.Data...)
 	}
