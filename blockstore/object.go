@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sealdisk/sealdisk/blockstore/valuelog"
 )
@@ -315,47 +317,73 @@ func (s *Store) IsComplete(id ObjectID) (bool, error) {
 	return ok, err
 }
 
-const gatherBytes = 8 << 20 // of objects, before they go to the store
-
-// Batch gathers objects into bounded batches. Whoever fills a batch stores it, so
-// sealing and storing overlap and memory stays bounded. Safe for concurrent use.
+// Batch gathers objects into bounded batches, and stores one while the next are gathered.
+// Safe for concurrent use. Whoever has added to it ends it with Flush, Abort or Wait.
 type Batch struct {
 	// Bulk: nothing of it will be read soon, so it is kept out of the page cache. Set
 	// before the first Add.
 	Bulk bool
 
+	ctx   context.Context
 	store *Store
-	mu    sync.Mutex // guards what follows
+	puts  errgroup.Group // under way
+	mu    sync.Mutex     // guards what follows
 	batch []Object
 	bytes int
 	done  []ObjectID // handed to the store
+	err   error      // of the first put that failed
 }
 
-// NewBatch begins an empty batch.
-func NewBatch(s *Store) *Batch { return &Batch{store: s} }
+// batchesAhead are stored at once at most; who adds more waits.
+const batchesAhead = 2
 
-// Add takes objects; they are durable after Flush, or sooner.
-func (b *Batch) Add(ctx context.Context, objects ...Object) error {
+// NewBatch begins an empty batch. Storing it ends with ctx.
+func NewBatch(ctx context.Context, s *Store) *Batch {
+	b := &Batch{ctx: ctx, store: s}
+	b.puts.SetLimit(batchesAhead)
+	return b
+}
+
+// Add takes objects; they are durable after Flush, or sooner. The error may be that of
+// objects added before.
+func (b *Batch) Add(objects ...Object) error {
 	for _, o := range objects {
 		var full []Object
 		b.mu.Lock()
-		b.batch = append(b.batch, o)
-		b.bytes += len(o.Bytes)
-		if b.bytes >= gatherBytes {
+		if b.bytes+len(o.Bytes) > maxBatch {
 			full = b.takeLocked()
 		}
+		b.batch = append(b.batch, o)
+		b.bytes += len(o.Bytes)
+		err := b.err
 		b.mu.Unlock()
-		if full != nil {
-			if err := b.store.PutObjects(ctx, full); err != nil {
-				return err
-			}
-			giveBack(full)
-			if b.Bulk {
-				b.store.mapped.bulk.Store(true)
-			}
+		if err != nil {
+			return err
 		}
+		b.put(full)
 	}
 	return nil
+}
+
+// put stores objects beside its caller, or waits for others to be stored.
+func (b *Batch) put(full []Object) {
+	if len(full) == 0 {
+		return
+	}
+	b.puts.Go(func() error {
+		err := b.store.PutObjects(b.ctx, full)
+		if err != nil {
+			b.mu.Lock()
+			b.err = cmp.Or(b.err, err)
+			b.mu.Unlock()
+			return nil
+		}
+		giveBack(full)
+		if b.Bulk {
+			b.store.mapped.bulk.Store(true)
+		}
+		return nil
+	})
 }
 
 // Buffer gives room for the bytes of an object of about n bytes, for [Batch.AddBuffer].
@@ -379,9 +407,9 @@ func bufferSize(class int) int { return 9 << class / 8 }
 
 // AddBuffer is Add for an object whose bytes are in a Buffer, if they had room there, and
 // in nobody else's hands: once they are stored the buffer is used again.
-func (b *Batch) AddBuffer(ctx context.Context, o Object) error {
+func (b *Batch) AddBuffer(o Object) error {
 	o.lent = true
-	return b.Add(ctx, o)
+	return b.Add(o)
 }
 
 func giveBack(objects []Object) {
@@ -395,24 +423,22 @@ func giveBack(objects []Object) {
 }
 
 // AddSmall takes one object and gives its reference.
-func (b *Batch) AddSmall(ctx context.Context, raw []byte) (SmallRef, error) {
+func (b *Batch) AddSmall(raw []byte) (SmallRef, error) {
 	o := Object{ID: IDOf(raw), Bytes: raw}
-	return SmallRef{ID: o.ID, Length: uint32(len(raw))}, b.Add(ctx, o)
+	return SmallRef{ID: o.ID, Length: uint32(len(raw))}, b.Add(o)
 }
 
-// Flush stores the rest. Nobody may add meanwhile.
-func (b *Batch) Flush(ctx context.Context) error {
+// Wait returns when nothing is being stored any more. Nobody may add meanwhile.
+func (b *Batch) Wait() { _ = b.puts.Wait() } // the error is in err
+
+// Flush stores the rest and returns when all is durable. Nobody may add meanwhile.
+func (b *Batch) Flush() error {
 	b.mu.Lock()
 	rest := b.takeLocked()
 	b.mu.Unlock()
-	if len(rest) == 0 {
-		return nil
-	}
-	err := b.store.PutObjects(ctx, rest)
-	if err == nil {
-		giveBack(rest)
-	}
-	return err
+	b.put(rest)
+	b.Wait()
+	return b.err
 }
 
 func (b *Batch) takeLocked() []Object {
@@ -424,8 +450,10 @@ func (b *Batch) takeLocked() []Object {
 	return full
 }
 
-// Abort deletes what was stored. Only for objects that nothing names.
+// Abort deletes what was stored. Only for objects that nothing names. Nobody may add
+// meanwhile.
 func (b *Batch) Abort(ctx context.Context) error {
+	b.Wait()
 	b.mu.Lock()
 	ids := b.done
 	b.batch, b.bytes, b.done = nil, 0, nil

@@ -272,17 +272,17 @@ func TestFailedStoreStops(t *testing.T) {
 // A buffer of a batch is not used again before what is in it was stored.
 func TestBatchBuffers(t *testing.T) {
 	s := newStore(t)
-	b := NewBatch(s)
+	b := NewBatch(t.Context(), s)
 	var want []Object
 	for i := range 60 { // more than two batches of 8 MiB
 		o := object(300_000 + i)
 		buf := append(b.Buffer(len(o.Bytes)), o.Bytes...)
-		if err := b.AddBuffer(t.Context(), Object{ID: o.ID, Bytes: buf}); err != nil {
+		if err := b.AddBuffer(Object{ID: o.ID, Bytes: buf}); err != nil {
 			t.Fatal(err)
 		}
 		want = append(want, o)
 	}
-	if err := b.Flush(t.Context()); err != nil {
+	if err := b.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	for _, o := range want {

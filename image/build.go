@@ -29,7 +29,7 @@ type CreateOptions struct {
 
 // Builder makes a new image of planned regions (the paper's VMDE). Regions may be
 // added concurrently and in any order, each once; nothing refers to them until
-// Finish, and what an abandoned Builder has stored is the collector's.
+// Finish, and what an abandoned Builder has stored is the collector's. It ends with Close.
 type Builder struct {
 	s       *Shared
 	options CreateOptions
@@ -44,13 +44,13 @@ type Builder struct {
 // firstPosition is that of the first commit of an image that is nobody's clone.
 var firstPosition = blockstore.Position{Era: 1, Term: 1, Sequence: 1}
 
-// Build begins a new image.
-func (s *Shared) Build(_ context.Context, o CreateOptions) (*Builder, error) {
+// Build begins a new image. Storing it ends with ctx.
+func (s *Shared) Build(ctx context.Context, o CreateOptions) (*Builder, error) {
 	if o.Size < 0 || o.Size > record.MaxImageSize {
 		return nil, fmt.Errorf("image: a disk of %d bytes", o.Size)
 	}
 	epoch := crypto.NewEpoch()
-	put := blockstore.NewBatch(s.Store)
+	put := blockstore.NewBatch(ctx, s.Store)
 	put.Bulk = true
 	return &Builder{
 		s:       s,
@@ -63,7 +63,7 @@ func (s *Shared) Build(_ context.Context, o CreateOptions) (*Builder, error) {
 
 // AddRegion seals and stores pieces as the content of a region; what no piece covers
 // reads as zeros. The pieces may be reused on return.
-func (b *Builder) AddRegion(ctx context.Context, region uint64, pieces []Piece) error {
+func (b *Builder) AddRegion(region uint64, pieces []Piece) error {
 	m := new(regionMap)
 	for i := range pieces {
 		object, entry, err := sealPiece(b.put.Buffer(pieces[i].sealedMost()), b.seal, firstPosition, region, &pieces[i])
@@ -71,7 +71,7 @@ func (b *Builder) AddRegion(ctx context.Context, region uint64, pieces []Piece) 
 			return err
 		}
 		m.set(entry, pieces[i].Runs)
-		if err := b.put.AddBuffer(ctx, object); err != nil {
+		if err := b.put.AddBuffer(object); err != nil {
 			return err
 		}
 	}
@@ -86,7 +86,7 @@ func (b *Builder) AddRegion(ctx context.Context, region uint64, pieces []Piece) 
 	b.mu.Lock()
 	b.changes = append(b.changes, tree.Change{Region: region, Leaf: child})
 	b.mu.Unlock()
-	return b.put.Add(ctx, object)
+	return b.put.Add(object)
 }
 
 // SetPlan records what the planner did. Not to be called while regions are added.
@@ -94,6 +94,10 @@ func (b *Builder) SetPlan(p record.PlanStats) { b.options.Plan = p }
 
 // SetSize sets the size, for a source that tells it at its end. Not to be called while regions are added.
 func (b *Builder) SetSize(size int64) { b.options.Size = size }
+
+// Close returns when nothing is being stored any more: without it a Builder that was not
+// finished still uses the store.
+func (b *Builder) Close() { b.put.Wait() }
 
 // Finish makes the image durable and returns its id.
 func (b *Builder) Finish(ctx context.Context) (blockstore.ImageID, error) {
@@ -109,10 +113,10 @@ func (b *Builder) Finish(ctx context.Context) (blockstore.ImageID, error) {
 	if err != nil {
 		return none, err
 	}
-	if err := b.put.Add(ctx, up.Nodes...); err != nil {
+	if err := b.put.Add(up.Nodes...); err != nil {
 		return none, err
 	}
-	if err := b.put.Flush(ctx); err != nil {
+	if err := b.put.Flush(); err != nil {
 		return none, err
 	}
 	return b.s.create(ctx, creation{options: b.options, tree: up.Tree, seals: b.seal.Epoch})
@@ -142,9 +146,9 @@ func (s *Shared) create(ctx context.Context, n creation) (id blockstore.ImageID,
 			return id, err
 		}
 	}
-	put := blockstore.NewBatch(s.Store)
+	put := blockstore.NewBatch(ctx, s.Store)
 	seal := record.Seal{Suite: s.suite, Epoch: n.seals, Compression: n.options.Compression}
-	c, err := s.firstCommit(ctx, put, seal, n, key, keys)
+	c, err := s.firstCommit(put, seal, n, key, keys)
 	if err != nil {
 		return id, err
 	}
@@ -152,7 +156,7 @@ func (s *Shared) create(ctx context.Context, n creation) (id blockstore.ImageID,
 	if err != nil {
 		return id, err
 	}
-	if err := put.Flush(ctx); err != nil {
+	if err := put.Flush(); err != nil {
 		return id, err
 	}
 	if c.Lease, err = s.Store.PutLease(ctx, chain); err != nil {
@@ -170,7 +174,7 @@ func (s *Shared) create(ctx context.Context, n creation) (id blockstore.ImageID,
 }
 
 // firstCommit fills in a first commit and puts the small objects that it names.
-func (s *Shared) firstCommit(ctx context.Context, put *blockstore.Batch, seal record.Seal, n creation, key *crypto.ImageKey, keys *crypto.Keyring) (*record.Commit, error) {
+func (s *Shared) firstCommit(put *blockstore.Batch, seal record.Seal, n creation, key *crypto.ImageKey, keys *crypto.Keyring) (*record.Commit, error) {
 	c := new(record.Commit)
 	c.Image, c.Epochs, c.Root = keys.Image, masters(keys), n.tree.Root
 	p := firstPosition
@@ -185,13 +189,13 @@ func (s *Shared) firstCommit(ctx context.Context, put *blockstore.Batch, seal re
 	if err != nil {
 		return nil, err
 	}
-	if c.Keyring, err = put.AddSmall(ctx, raw); err != nil {
+	if c.Keyring, err = put.AddSmall(raw); err != nil {
 		return nil, err
 	}
 	if raw, err = key.SealImageKey(o.Admins); err != nil {
 		return nil, err
 	}
-	if c.ImageKey, err = put.AddSmall(ctx, raw); err != nil {
+	if c.ImageKey, err = put.AddSmall(raw); err != nil {
 		return nil, err
 	}
 	if n.depmap == nil {
@@ -200,7 +204,7 @@ func (s *Shared) firstCommit(ctx context.Context, put *blockstore.Batch, seal re
 	if raw, err = seal.DepMap(n.depmap); err != nil {
 		return nil, err
 	}
-	ref, err := put.AddSmall(ctx, raw)
+	ref, err := put.AddSmall(raw)
 	c.DepMap = &ref
 	return c, err
 }

@@ -142,7 +142,7 @@ type batch struct {
 // store seals and stores all that the commit consists of and last the commit itself.
 func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalNumber, merges []uint64) (*head, *outcome, error) {
 	d := b.d
-	put := blockstore.NewBatch(d.s.Store)
+	put := blockstore.NewBatch(ctx, d.s.Store)
 	next, up, err := b.prepare(ctx, put, e, absorbed, merges)
 	var raw []byte
 	if err == nil {
@@ -185,16 +185,16 @@ func (b *batch) prepare(ctx context.Context, put *blockstore.Batch, e *edit, abs
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := put.Add(ctx, up.Nodes...); err != nil {
+	if err := put.Add(up.Nodes...); err != nil {
 		return nil, nil, err
 	}
-	next, err := b.next(ctx, put, e)
+	next, err := b.next(put, e)
 	if err != nil {
 		return nil, nil, err
 	}
 	c := next.commit
 	c.Root, c.Size, c.Absorbed = up.Tree.Root, size, absorbed
-	return next, up, put.Flush(ctx)
+	return next, up, put.Flush()
 }
 
 // outcome is what a commit leaves to be done once it is durable.
@@ -205,7 +205,7 @@ type outcome struct {
 }
 
 // next prepares the head to come, with the small objects that an edit changes.
-func (b *batch) next(ctx context.Context, put *blockstore.Batch, e *edit) (*head, error) {
+func (b *batch) next(put *blockstore.Batch, e *edit) (*head, error) {
 	old := b.d.head
 	next := *old
 	c := *old.commit
@@ -227,7 +227,7 @@ func (b *batch) next(ctx context.Context, put *blockstore.Batch, e *edit) (*head
 		if err != nil {
 			return nil, err
 		}
-		if c.Keyring, err = put.AddSmall(ctx, raw); err != nil {
+		if c.Keyring, err = put.AddSmall(raw); err != nil {
 			return nil, err
 		}
 		c.Epochs = masters(e.keys)
@@ -235,7 +235,7 @@ func (b *batch) next(ctx context.Context, put *blockstore.Batch, e *edit) (*head
 	}
 	if e.snapshots != nil {
 		next.snapshots = e.snapshots(c.Time)
-		if err := b.snapshotTable(ctx, put, &next); err != nil {
+		if err := b.snapshotTable(put, &next); err != nil {
 			return nil, err
 		}
 	}
@@ -244,7 +244,7 @@ func (b *batch) next(ctx context.Context, put *blockstore.Batch, e *edit) (*head
 		if err != nil {
 			return nil, err
 		}
-		ref, err := put.AddSmall(ctx, raw)
+		ref, err := put.AddSmall(raw)
 		if err != nil {
 			return nil, err
 		}
@@ -253,7 +253,7 @@ func (b *batch) next(ctx context.Context, put *blockstore.Batch, e *edit) (*head
 	return &next, nil
 }
 
-func (b *batch) snapshotTable(ctx context.Context, put *blockstore.Batch, next *head) error {
+func (b *batch) snapshotTable(put *blockstore.Batch, next *head) error {
 	if len(next.snapshots) == 0 {
 		next.commit.Snapshots = nil
 		return nil
@@ -262,7 +262,7 @@ func (b *batch) snapshotTable(ctx context.Context, put *blockstore.Batch, next *
 	if err != nil {
 		return err
 	}
-	ref, err := put.AddSmall(ctx, raw)
+	ref, err := put.AddSmall(raw)
 	next.commit.Snapshots = &ref
 	return err
 }

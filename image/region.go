@@ -229,15 +229,15 @@ func (b *batch) sealRegion(ctx context.Context, put *blockstore.Batch, base tree
 		}
 		m.set(entry, p.Runs)
 		p.giveBack()
-		if err := put.AddBuffer(ctx, object); err != nil {
+		if err := put.AddBuffer(object); err != nil {
 			return err
 		}
 	}
-	return b.finish(ctx, put, base, region, m)
+	return b.finish(put, base, region, m)
 }
 
 // finish seals the leaf of a region and notes it for the map.
-func (b *batch) finish(ctx context.Context, put *blockstore.Batch, base tree.Tree, region uint64, m *regionMap) error {
+func (b *batch) finish(put *blockstore.Batch, base tree.Tree, region uint64, m *regionMap) error {
 	leaf, dead := m.leaf(region)
 	change := tree.Change{Region: region}
 	if leaf != nil {
@@ -245,7 +245,7 @@ func (b *batch) finish(ctx context.Context, put *blockstore.Batch, base tree.Tre
 		if err != nil {
 			return err
 		}
-		if err := put.Add(ctx, object); err != nil {
+		if err := put.Add(object); err != nil {
 			return err
 		}
 		change.Leaf = child

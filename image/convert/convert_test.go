@@ -135,7 +135,7 @@ func (m memoryDisk) Next(_ context.Context, off int64) (image.Extent, error) {
 }
 
 // AddRegion makes memory a sink.
-func (m memoryDisk) AddRegion(_ context.Context, region uint64, pieces []image.Piece) error {
+func (m memoryDisk) AddRegion(region uint64, pieces []image.Piece) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range pieces {

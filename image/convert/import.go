@@ -36,7 +36,7 @@ var ErrEmpty = errors.New("the source is empty")
 
 // sink takes regions of an image; image.Builder is one.
 type sink interface {
-	AddRegion(ctx context.Context, region uint64, pieces []image.Piece) error
+	AddRegion(region uint64, pieces []image.Piece) error
 }
 
 // Import makes a new image of all that src holds, backing files included. The
@@ -57,6 +57,7 @@ func Import(ctx context.Context, sh *image.Shared, src format.Source, o ImportOp
 	if err != nil {
 		return Imported{}, fmt.Errorf("convert: %w", err)
 	}
+	defer b.Close()
 	read, err := copyIn(ctx, src, survey, planner, b, o.Progress)
 	if err != nil {
 		return Imported{}, err
@@ -160,7 +161,7 @@ func copyIn(ctx context.Context, src format.Source, s survey, p *plan.Planner, t
 		}
 		segments := p.Region(region, dataRuns(spans, buf))
 		if len(segments) > 0 {
-			if err := to.AddRegion(ctx, uint64(region), pieces(segments, buf)); err != nil {
+			if err := to.AddRegion(uint64(region), pieces(segments, buf)); err != nil {
 				return fmt.Errorf("convert: %w", err)
 			}
 		}

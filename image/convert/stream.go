@@ -25,6 +25,7 @@ func ImportStream(ctx context.Context, sh *image.Shared, r io.Reader, o ImportOp
 	if err != nil {
 		return Imported{}, fmt.Errorf("convert: %w", err)
 	}
+	defer b.Close()
 	size, report, err := streamIn(ctx, r, o.Create.BlockSize, b, o.Progress)
 	if err != nil {
 		return Imported{}, err
@@ -133,7 +134,7 @@ func addChunk(ctx context.Context, c chunk, blockSize int64, to sink) (plan.Repo
 	if len(segments) == 0 {
 		return p.Report(), nil
 	}
-	if err := to.AddRegion(ctx, uint64(c.region), pieces(segments, c.buf)); err != nil {
+	if err := to.AddRegion(uint64(c.region), pieces(segments, c.buf)); err != nil {
 		return plan.Report{}, fmt.Errorf("convert: %w", err)
 	}
 	return p.Report(), nil
