@@ -201,8 +201,8 @@ func (l *badgerLog) emit(level slog.Level, format string, args []any) {
 	}
 }
 
-// fault is what a look at a value may bring into memory at least, in bytes.
-const fault = 64 << 10
+// fault is what a look at a value may bring into memory, in bytes: a large page.
+const fault = 2 << 20
 
 // view calls fn with the value of a key, in Badger's mapped memory. A missing key is
 // ErrNotFound; an empty value, an unreadable one and a memory fault are a

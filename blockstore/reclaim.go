@@ -21,9 +21,12 @@ import (
 // out of the memtable, compact, then collect value logs.
 const (
 	reclaimLeast  = 64 << 20
-	reclaimPart   = 4 // or a quarter of what lives
+	reclaimPart   = 2 // or half of what lives
 	almostAllDead = 0.9
-	discardRatio  = 0.3 // a value log is rewritten once so much of it is dead
+	// A value log is rewritten once so much of it is dead. Beside writers it pays to wait:
+	// what lives in it is written again, and more of it dies meanwhile.
+	mostlyDead = 0.5
+	partlyDead = 0.3
 	// Writers wait for a pass of reclaim at one and a half times the live bytes, so that
 	// the files stay below three times.
 	throttleLeast = 256 << 20
@@ -88,7 +91,7 @@ func (s *Store) reclaimLoop(ctx context.Context) {
 			s.passes.wake() // who saw more dead bytes looks again
 			continue
 		}
-		if _, err := s.Reclaim(ctx); err != nil && ctx.Err() == nil {
+		if _, err := s.reclaimFrom(ctx, mostlyDead); err != nil && ctx.Err() == nil {
 			s.opt.Logger.Warn("reclaim", "error", err)
 		}
 		s.passes.ended(s.counts.dead.Load())
@@ -115,16 +118,20 @@ func (s *Store) throttle(ctx context.Context) error {
 
 // Reclaim gives the space of dead bytes back to the file system, as far as Badger can
 // find them, and returns how many bytes its value logs shrank by. It runs beside reads and
-// writes; the store also does so by itself when more than 64 MiB and a quarter of the
-// live bytes are dead. [ErrNoSpace]: not even the reserve holds what must be moved.
+// writes; the store also does so by itself, less thoroughly, when more than 64 MiB and
+// half of the live bytes are dead. [ErrNoSpace]: not even the reserve holds what must be moved.
 func (s *Store) Reclaim(ctx context.Context) (freed int64, err error) {
+	return s.reclaimFrom(ctx, partlyDead)
+}
+
+func (s *Store) reclaimFrom(ctx context.Context, ratio float64) (freed int64, err error) {
 	s.reclaiming.Lock()
 	defer s.reclaiming.Unlock()
 	before, err := s.vlogBytes()
 	if err != nil {
 		return 0, err
 	}
-	if err := s.reclaim(ctx); err != nil {
+	if err := s.reclaim(ctx, ratio); err != nil {
 		return 0, err
 	}
 	after, err := s.vlogBytes()
@@ -134,7 +141,7 @@ func (s *Store) Reclaim(ctx context.Context) (freed int64, err error) {
 	return max(0, before-after), s.recountDead()
 }
 
-func (s *Store) reclaim(ctx context.Context) error {
+func (s *Store) reclaim(ctx context.Context, ratio float64) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
@@ -151,7 +158,7 @@ func (s *Store) reclaim(ctx context.Context) error {
 	for _, pass := range []struct {
 		ratio float64
 		room  int64
-	}{{almostAllDead, lastResort + vlogFileSize/10}, {discardRatio, headroom/2 + vlogFileSize*7/10}} {
+	}{{almostAllDead, lastResort + vlogFileSize/10}, {ratio, headroom/2 + vlogFileSize*7/10}} {
 		if err := s.collectVlogs(ctx, pass.ratio, pass.room); err != nil {
 			return err
 		}
@@ -180,6 +187,10 @@ func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) err
 		if err != nil {
 			return s.fail(fmt.Errorf("badger: collect a value log: %w", err))
 		}
+		if err := s.recountDead(); err != nil {
+			return err
+		}
+		s.passes.wake() // perhaps that is enough for who waits
 	}
 }
 

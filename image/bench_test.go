@@ -128,8 +128,7 @@ func BenchmarkCommit(b *testing.B) {
 		b.SetBytes(record.RegionSize)
 		for b.Loop() {
 			d.commitMu.Lock()
-			d.putBack([]uint64{0})
-			err := d.commitLocked(b.Context(), nil)
+			err := d.commitOnce(b.Context(), nil, map[uint64]wear{0: ragged})
 			d.commitMu.Unlock()
 			if err != nil {
 				b.Fatal(err)

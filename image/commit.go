@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -49,20 +50,32 @@ func (d *Disk) commit(ctx context.Context, e *edit) error {
 
 func (d *Disk) commitLocked(ctx context.Context, e *edit) error {
 	if d.frozen != nil { // an earlier commit failed: what it froze comes first
-		if err := d.commitOnce(ctx, nil); err != nil {
+		if err := d.commitOnce(ctx, nil, nil); err != nil {
 			return err
 		}
 	}
-	return d.commitOnce(ctx, e)
+	return d.commitOnce(ctx, e, nil)
 }
 
-func (d *Disk) commitOnce(ctx context.Context, e *edit) error {
+// commitAndMerge is a commit that nobody waits for: it also plans a few regions again
+// that are worn so much at least.
+func (d *Disk) commitAndMerge(ctx context.Context, least wear) error {
+	d.commitMu.Lock()
+	defer d.commitMu.Unlock()
+	if d.frozen != nil {
+		return d.commitOnce(ctx, nil, nil)
+	}
+	return d.commitOnce(ctx, nil, d.takeMerges(least))
+}
+
+// commitOnce freezes, unless something is frozen, and commits that, an edit, and the
+// regions of merges planned again.
+func (d *Disk) commitOnce(ctx context.Context, e *edit, merges map[uint64]wear) error {
 	if err := d.failed.Load(); err != nil {
 		return *err
 	}
 	f := d.freeze()
 	frozen := d.frozen
-	merges := d.takeMerges()
 	if frozen == nil && e == nil && len(merges) == 0 && f.absorbed == d.head.commit.Absorbed {
 		d.settle(f)
 		return nil
@@ -70,14 +83,14 @@ func (d *Disk) commitOnce(ctx context.Context, e *edit) error {
 	if frozen == nil {
 		frozen = dirty.New(&d.s.dirty)
 	}
-	b := &batch{d: d, frozen: frozen, seal: record.Seal{Suite: d.s.suite, Epoch: d.head.epoch, Compression: liveCompression(d.head.commit.Compression)}}
+	b := &batch{d: d, frozen: frozen, worn: make(map[uint64]wear), seal: record.Seal{Suite: d.s.suite, Epoch: d.head.epoch, Compression: liveCompression(d.head.commit.Compression)}}
 	term := d.head.lease
 	b.position = blockstore.Position{Era: term.Era, Term: term.Term, Sequence: d.head.commit.Sequence + 1}
 	hold := d.s.Store.Hold() // the collector leaves alone what no commit names yet
 	defer hold.Release()
 	next, out, err := b.store(ctx, e, f.absorbed, merges)
 	if err != nil {
-		d.putBack(merges)
+		maps.Copy(d.merges, merges)
 		d.since.CompareAndSwap(0, f.since) // the next try is as urgent
 		return fmt.Errorf("image %v: commit: %w", d.id, err)
 	}
@@ -136,11 +149,11 @@ type batch struct {
 	mu      sync.Mutex // guards what follows
 	changes []tree.Change
 	dead    []tree.Dead
-	full    []uint64 // regions to be planned again
+	worn    map[uint64]wear // regions to be planned again
 }
 
 // store seals and stores all that the commit consists of and last the commit itself.
-func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalNumber, merges []uint64) (*head, *outcome, error) {
+func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalNumber, merges map[uint64]wear) (*head, *outcome, error) {
 	d := b.d
 	put := blockstore.NewBatch(ctx, d.s.Store)
 	next, up, err := b.prepare(ctx, put, e, absorbed, merges)
@@ -161,11 +174,11 @@ func (b *batch) store(ctx context.Context, e *edit, absorbed blockstore.JournalN
 		return nil, nil, err
 	}
 	up.Tree.Keys = next.keys
-	return next, &outcome{tree: up.Tree, dead: append(b.dead, up.Dead...), full: b.full}, nil
+	return next, &outcome{tree: up.Tree, dead: append(b.dead, up.Dead...), worn: b.worn}, nil
 }
 
 // prepare stores everything but the commit itself.
-func (b *batch) prepare(ctx context.Context, put *blockstore.Batch, e *edit, absorbed blockstore.JournalNumber, merges []uint64) (*head, *tree.Update, error) {
+func (b *batch) prepare(ctx context.Context, put *blockstore.Batch, e *edit, absorbed blockstore.JournalNumber, merges map[uint64]wear) (*head, *tree.Update, error) {
 	d := b.d
 	base := d.current.tree
 	if len(merges) > 0 {
@@ -201,7 +214,7 @@ func (b *batch) prepare(ctx context.Context, put *blockstore.Batch, e *edit, abs
 type outcome struct {
 	tree tree.Tree
 	dead []tree.Dead
-	full []uint64
+	worn map[uint64]wear
 }
 
 // next prepares the head to come, with the small objects that an edit changes.
@@ -268,20 +281,18 @@ func (b *batch) snapshotTable(put *blockstore.Batch, next *head) error {
 }
 
 // sealRegions seals what is frozen, region by region, in parallel.
-func (b *batch) sealRegions(ctx context.Context, put *blockstore.Batch, base tree.Tree, merges []uint64) error {
-	regions := append(b.frozen.Regions(), merges...)
+func (b *batch) sealRegions(ctx context.Context, put *blockstore.Batch, base tree.Tree, merges map[uint64]wear) error {
+	regions := slices.AppendSeq(b.frozen.Regions(), maps.Keys(merges))
 	slices.Sort(regions)
 	regions = slices.Compact(regions)
 	g, group := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	slices.Sort(merges)
 	for _, r := range regions {
 		g.Go(func() error {
 			if err := group.Err(); err != nil {
 				return err
 			}
-			_, merge := slices.BinarySearch(merges, r)
-			return b.sealRegion(group, put, base, r, merge)
+			return b.sealRegion(group, put, base, r, merges[r] != sound)
 		})
 	}
 	return g.Wait()
@@ -303,9 +314,7 @@ func (d *Disk) install(ctx context.Context, next *head, out *outcome, frozen *di
 	frozen.Release()
 	d.stall.Store(nil)
 	d.settle(f)
-	for _, r := range out.full {
-		d.merges[r] = struct{}{}
-	}
+	maps.Copy(d.merges, out.worn)
 	d.s.shrunk()
 
 	if err := d.anchorHead(next, f.absorbed); err != nil {
@@ -393,6 +402,7 @@ func (d *Disk) sweep(ctx context.Context) error {
 	if len(ids) == 0 {
 		return nil
 	}
+	d.s.loader.Forget(ids)
 	return d.s.Store.DeleteObjects(ctx, ids)
 }
 

@@ -39,8 +39,8 @@ type Disk struct {
 	readOnly bool
 	snapshot string // name, if it is one
 
-	commitMu sync.Mutex          // one commit at a time; guards merges
-	merges   map[uint64]struct{} // regions to be planned again
+	commitMu sync.Mutex      // one commit at a time; guards merges
+	merges   map[uint64]wear // regions to be planned again
 
 	flushMu    sync.Mutex // one flush at a time; guards the journal's state
 	journal    *journal   // nil until the first flush after a commit
@@ -295,22 +295,24 @@ func (d *Disk) committer(ctx context.Context) {
 	tick := time.NewTicker(ageTick)
 	defer tick.Stop()
 	for {
+		least := wasteful // what is ragged waits until writers do not
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.kicks:
 		case <-tick.C:
+			least = ragged
 			since := d.since.Load()
 			if !d.merging() && (since == 0 || d.s.Now().UnixNano()-since < int64(maxAge)) {
 				continue
 			}
 		}
-		d.commitInBackground(ctx)
+		d.commitInBackground(ctx, least)
 	}
 }
 
-func (d *Disk) commitInBackground(ctx context.Context) {
-	err := d.commit(ctx, nil)
+func (d *Disk) commitInBackground(ctx context.Context, least wear) {
+	err := d.commitAndMerge(ctx, least)
 	switch {
 	case err == nil:
 		d.stall.Store(nil)

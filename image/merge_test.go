@@ -32,7 +32,7 @@ func TestMerge(t *testing.T) {
 		d.commitMu.Lock() // the committer may be at work as well
 		waiting := len(d.merges)
 		d.commitMu.Unlock()
-		if err := d.Commit(ctx); err != nil {
+		if err := d.commitAndMerge(ctx, ragged); err != nil {
 			t.Fatal(err)
 		}
 		merged += waiting

@@ -28,7 +28,7 @@ type OpenOptions struct {
 // anchor is ErrRolledBack; keys that do not fit are crypto.ErrNoIdentity.
 func (s *Shared) Open(ctx context.Context, id blockstore.ImageID, o OpenOptions) (*Disk, error) {
 	d := &Disk{s: s, id: id, readOnly: o.ReadOnly || o.Snapshot != "", snapshot: o.Snapshot,
-		merges: make(map[uint64]struct{}), kicks: make(chan struct{}, 1)}
+		merges: make(map[uint64]wear), kicks: make(chan struct{}, 1)}
 	if !d.readOnly { // before anything is read: the writer before has made its last commit
 		if err := s.enter(d); err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/sealdisk/sealdisk/blockstore"
@@ -18,7 +19,8 @@ const (
 	scattered    = 12 // log2 of a frame of segments that are not
 	longRun      = 8  // sectors; runs of this length on average make planned frames
 	maxExtents   = 1024
-	maxMerges    = 4 // regions planned again in one commit
+	maxMerges    = 4 // regions planned again in one commit for being in many extents
+	maxReclaims  = 8 // for holding dead sectors: more than one commit's worth of them
 	alignSectors = record.MaxSegmentSectors
 	firstPiece   = 64 << 10                              // bytes that a piece has room for at first
 	wholePiece   = record.MaxSegmentSectors * sectorSize // and then
@@ -112,7 +114,8 @@ func (m *regionMap) set(o record.LeafObject, runs []record.Run) {
 // that no sector is in any more.
 func (m *regionMap) leaf(region uint64) (leaf *record.Leaf, dead []tree.Dead) {
 	used := make([]uint16, len(m.objects)) // place in the leaf plus one
-	leaf = &record.Leaf{Region: region, Base: -1}
+	objects := make([]record.LeafObject, 0, len(m.objects))
+	extents := make([]record.Extent, 0, record.RegionSectors)
 	for i := 0; i < record.RegionSectors; {
 		at := m.at[i]
 		n := 1
@@ -121,10 +124,10 @@ func (m *regionMap) leaf(region uint64) (leaf *record.Leaf, dead []tree.Dead) {
 		}
 		if at.object != 0 {
 			if used[at.object-1] == 0 {
-				leaf.Objects = append(leaf.Objects, m.objects[at.object-1])
-				used[at.object-1] = uint16(len(leaf.Objects))
+				objects = append(objects, m.objects[at.object-1])
+				used[at.object-1] = uint16(len(objects))
 			}
-			leaf.Extents = append(leaf.Extents, record.Extent{
+			extents = append(extents, record.Extent{
 				First: uint16(i), Count: uint16(n), Object: used[at.object-1] - 1, Offset: at.offset})
 		}
 		i += n
@@ -134,17 +137,25 @@ func (m *regionMap) leaf(region uint64) (leaf *record.Leaf, dead []tree.Dead) {
 			dead = append(dead, tree.Dead{ID: o.Ref.ID, Birth: o.Birth})
 		}
 	}
-	if len(leaf.Extents) == 0 {
+	if len(extents) == 0 {
 		return nil, dead
 	}
-	return leaf, dead
+	// The leaf is kept: in memory of its size.
+	return &record.Leaf{Region: region, Base: -1, Objects: slices.Clone(objects), Extents: slices.Clone(extents)}, dead
 }
 
-// worn says that planning a region again would pay: it is in many more parts than its
-// holes make necessary, or more than half of what it stores is dead.
-func worn(leaf *record.Leaf) bool {
+// wear says how much a region needs to be planned again.
+type wear uint8
+
+const (
+	sound    wear = iota
+	ragged        // in many more extents than its holes make necessary: reads are slower
+	wasteful      // more than half of what it stores is dead
+)
+
+func wearOf(leaf *record.Leaf) wear {
 	if leaf == nil {
-		return false
+		return sound
 	}
 	var live, stored, runs, end int
 	for i, x := range leaf.Extents {
@@ -157,7 +168,13 @@ func worn(leaf *record.Leaf) bool {
 	for _, o := range leaf.Objects {
 		stored += int(o.Sectors)
 	}
-	return stored > 2*live || len(leaf.Extents) > maxExtents && len(leaf.Extents) > 2*runs
+	switch n := len(leaf.Extents); {
+	case stored > 2*live:
+		return wasteful
+	case n > maxExtents && n > 2*runs:
+		return ragged
+	}
+	return sound
 }
 
 // cutter gathers sectors, ascending, into pieces.
@@ -254,8 +271,8 @@ func (b *batch) finish(put *blockstore.Batch, base tree.Tree, region uint64, m *
 	defer b.mu.Unlock()
 	b.changes = append(b.changes, change)
 	b.dead = append(b.dead, dead...)
-	if worn(leaf) {
-		b.full = append(b.full, region)
+	if w := wearOf(leaf); w != sound {
+		b.worn[region] = w
 	}
 	return nil
 }
@@ -330,27 +347,25 @@ func cutPieces(segments []plan.Segment, at *[record.RegionSectors][]byte) []Piec
 	return pieces
 }
 
-// takeMerges gives the regions that this commit plans again: a few, and none while
-// writers wait for it.
-func (d *Disk) takeMerges() []uint64 {
-	if d.s.dirty.Load() >= d.s.DirtyBytes/2 {
-		return nil
-	}
-	var list []uint64
-	for r := range d.merges {
-		if len(list) == maxMerges {
-			break
+// takeMerges gives the regions that a commit plans again: a few, of those that are worn
+// so much at least.
+func (d *Disk) takeMerges(least wear) map[uint64]wear {
+	list := make(map[uint64]wear)
+	for _, kind := range []struct {
+		wear wear
+		most int
+	}{{wasteful, maxReclaims}, {ragged, maxMerges}} {
+		for r, w := range d.merges {
+			if len(list) >= kind.most || kind.wear < least {
+				break
+			}
+			if w == kind.wear {
+				list[r] = w
+				delete(d.merges, r)
+			}
 		}
-		list = append(list, r)
-		delete(d.merges, r)
 	}
 	return list
-}
-
-func (d *Disk) putBack(regions []uint64) {
-	for _, r := range regions {
-		d.merges[r] = struct{}{}
-	}
 }
 
 func (d *Disk) merging() bool {

@@ -180,7 +180,7 @@ func TestGuardOpening(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = h
-	d := &Disk{s: r.s, id: id, mark: mark, merges: map[uint64]struct{}{}, kicks: make(chan struct{}, 1)}
+	d := &Disk{s: r.s, id: id, mark: mark, merges: map[uint64]wear{}, kicks: make(chan struct{}, 1)}
 	if err := r.s.enter(d); err != nil { // open.go: Open, before start
 		t.Fatal(err)
 	}

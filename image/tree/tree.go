@@ -34,6 +34,13 @@ func (l *Loader) keep(id blockstore.ObjectID, n node, e *crypto.Epoch) {
 	l.cache.Set(id, cached{node: n, epoch: e.ID(), master: e.Master()})
 }
 
+// Forget drops nodes from memory that nobody will ask for again.
+func (l *Loader) Forget(ids []blockstore.ObjectID) {
+	for _, id := range ids {
+		l.cache.Invalidate(id)
+	}
+}
+
 // kept gives a node from memory to who could open it.
 func (l *Loader) kept(id blockstore.ObjectID, keys *crypto.Keyring) (node, bool) {
 	c, ok := l.cache.GetIfPresent(id)
