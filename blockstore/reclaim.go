@@ -23,10 +23,7 @@ const (
 	reclaimLeast  = 64 << 20
 	reclaimPart   = 2 // or half of what lives
 	almostAllDead = 0.9
-	// A value log is rewritten once so much of it is dead. Beside writers it pays to wait:
-	// what lives in it is written again, and more of it dies meanwhile.
-	mostlyDead = 0.5
-	partlyDead = 0.3
+	discardRatio  = 0.3 // a value log is rewritten once so much of it is dead
 	// Writers wait for a pass of reclaim at one and a half times the live bytes, so that
 	// the files stay below three times.
 	throttleLeast = 256 << 20
@@ -87,16 +84,23 @@ func (s *Store) reclaimLoop(ctx context.Context) {
 		case <-s.wake:
 		}
 		dead := s.counts.dead.Load()
-		if dead <= max(reclaimLeast, s.counts.live.Load()/reclaimPart) || !s.passes.worth(dead) || s.stranded.Load() {
+		if dead <= s.deadMost() || !s.passes.worth(dead) || s.stranded.Load() {
 			s.passes.wake() // who saw more dead bytes looks again
 			continue
 		}
-		if _, err := s.reclaimFrom(ctx, mostlyDead); err != nil && ctx.Err() == nil {
+		if _, err := s.reclaimUntil(ctx, s.deadEnough); err != nil && ctx.Err() == nil {
 			s.opt.Logger.Warn("reclaim", "error", err)
 		}
 		s.passes.ended(s.counts.dead.Load())
 	}
 }
+
+// deadMost is how many dead bytes are no reason to collect value logs.
+func (s *Store) deadMost() int64 { return max(reclaimLeast, s.counts.live.Load()/reclaimPart) }
+
+// deadEnough ends a pass well below that and not sooner or later: the value logs that are
+// most dead come first, and what is left of the others goes on dying.
+func (s *Store) deadEnough() bool { return s.counts.dead.Load() <= s.deadMost()/4*3 }
 
 // throttle makes a writer wait for reclaim when dead bytes grow faster than they are
 // given back, unless reclaim cannot help.
@@ -118,20 +122,21 @@ func (s *Store) throttle(ctx context.Context) error {
 
 // Reclaim gives the space of dead bytes back to the file system, as far as Badger can
 // find them, and returns how many bytes its value logs shrank by. It runs beside reads and
-// writes; the store also does so by itself, less thoroughly, when more than 64 MiB and
+// writes; the store also does so by itself, as far as need be, when more than 64 MiB and
 // half of the live bytes are dead. [ErrNoSpace]: not even the reserve holds what must be moved.
 func (s *Store) Reclaim(ctx context.Context) (freed int64, err error) {
-	return s.reclaimFrom(ctx, partlyDead)
+	return s.reclaimUntil(ctx, func() bool { return false })
 }
 
-func (s *Store) reclaimFrom(ctx context.Context, ratio float64) (freed int64, err error) {
+// reclaimUntil is Reclaim that ends as soon as enough says so.
+func (s *Store) reclaimUntil(ctx context.Context, enough func() bool) (freed int64, err error) {
 	s.reclaiming.Lock()
 	defer s.reclaiming.Unlock()
 	before, err := s.vlogBytes()
 	if err != nil {
 		return 0, err
 	}
-	if err := s.reclaim(ctx, ratio); err != nil {
+	if err := s.reclaim(ctx, enough); err != nil {
 		return 0, err
 	}
 	after, err := s.vlogBytes()
@@ -141,7 +146,7 @@ func (s *Store) reclaimFrom(ctx context.Context, ratio float64) (freed int64, er
 	return max(0, before-after), s.recountDead()
 }
 
-func (s *Store) reclaim(ctx context.Context, ratio float64) error {
+func (s *Store) reclaim(ctx context.Context, enough func() bool) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
@@ -158,19 +163,20 @@ func (s *Store) reclaim(ctx context.Context, ratio float64) error {
 	for _, pass := range []struct {
 		ratio float64
 		room  int64
-	}{{almostAllDead, lastResort + vlogFileSize/10}, {ratio, headroom/2 + vlogFileSize*7/10}} {
-		if err := s.collectVlogs(ctx, pass.ratio, pass.room); err != nil {
+	}{{almostAllDead, lastResort + vlogFileSize/10}, {discardRatio, headroom/2 + vlogFileSize*7/10}} {
+		if err := s.collectVlogs(ctx, pass.ratio, pass.room, enough); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// collectVlogs rewrites value logs until none is dead enough; room is what one may take.
-func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) error {
+// collectVlogs rewrites value logs, the most dead first, until none is dead enough or enough
+// says so; room is what one may take.
+func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64, enough func() bool) error {
 	_ = valuelog.InSequence(s.dirSync.path) // as Badger reads them now; a hint
 	defer func() { _ = valuelog.Scattered(s.dirSync.path) }()
-	for {
+	for !enough() {
 		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
 			return err
 		}
@@ -192,6 +198,7 @@ func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64) err
 		}
 		s.passes.wake() // perhaps that is enough for who waits
 	}
+	return nil
 }
 
 // collectVlog rewrites one value log while nothing else is written: Badger takes its
