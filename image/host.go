@@ -19,7 +19,7 @@ import (
 // Defaults and bounds of one daemon, in bytes (docs/architecture.md, Numbers).
 const (
 	DefaultCacheBytes = 128 << 20
-	DefaultDirtyBytes = 160 << 20
+	DefaultDirtyBytes = 128 << 20
 	nodeCacheBytes    = 64 << 20
 	segmentCacheBytes = 24 << 20
 )

@@ -14,6 +14,10 @@ const (
 	segmentBound  = 32 // bytes of it that the key is bound to
 	lengthMask    = 1<<28 - 1
 	runsUnit      = 64 // the runs are padded to a multiple of it
+
+	// After so many frames that do not become smaller only one in so many is tried, until
+	// one does: most data is like its neighbours.
+	vainMost, vainStep = 4, 8
 )
 
 // Run is a run of sectors of a region.
@@ -39,12 +43,19 @@ func (s Seal) Segment(dst []byte, region uint64, runs []Run, data []byte, frameL
 	sc := scratches.Get().(*scratch)
 	defer scratches.Put(sc)
 	packed := sc.buf[:0]
+	vain := 0 // frames that did not become smaller, one after the other
 	for frame := range slices.Chunk(data, 1<<frameLog) {
 		length, encoding := len(frame), None
 		start := len(packed)
+		try := s.Compression
+		if vain >= vainMost && (len(lengths)-1)%vainStep != 0 {
+			try = None
+		}
 		var kept bool
-		if packed, kept = compress(packed, frame, s.Compression, frameLog); kept {
-			length, encoding = len(packed)-start, s.Compression
+		vain++
+		if packed, kept = compress(packed, frame, try, frameLog); kept {
+			length, encoding = len(packed)-start, try
+			vain = 0
 		}
 		lengths = append(lengths, uint32(encoding)<<28|uint32(length+crypto.Overhead))
 	}
