@@ -384,6 +384,7 @@ func (s *Store) write(ctx context.Context, bytes int64, spend bool, do func() er
 	s.writing.RLock()
 	defer s.writing.RUnlock()
 	if err := s.space.admit(s.unwritten.Load(), spend); err != nil {
+		s.wakeReclaim() // there may be dead bytes to give back
 		return err
 	}
 	defer func() {

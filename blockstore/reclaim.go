@@ -21,12 +21,15 @@ import (
 // out of the memtable, compact, then collect value logs.
 const (
 	reclaimLeast  = 64 << 20
-	reclaimPart   = 2 // or half of what lives
+	reclaimPart   = 2       // or half of what lives
+	shortLeast    = 1 << 30 // room is short below this
+	shortPart     = 16      // or below a sixteenth of what lives
 	almostAllDead = 0.9
 	discardRatio  = 0.3 // a value log is rewritten once so much of it is dead
 	// Writers wait for a pass of reclaim at one and a half times the live bytes, so that
 	// the files stay below three times.
 	throttleLeast = 256 << 20
+	recountPart   = 256
 )
 
 // passes lets writers wait for the reclaim loop.
@@ -95,8 +98,15 @@ func (s *Store) reclaimLoop(ctx context.Context) {
 	}
 }
 
-// deadMost is how many dead bytes are no reason to collect value logs.
-func (s *Store) deadMost() int64 { return max(reclaimLeast, s.counts.live.Load()/reclaimPart) }
+// deadMost is how many dead bytes are no reason to collect value logs: hardly any when
+// room is short.
+func (s *Store) deadMost() int64 {
+	live := s.counts.live.Load()
+	if avail, _, err := s.Free(); err == nil && avail < max(shortLeast, live/shortPart) {
+		return reclaimLeast
+	}
+	return max(reclaimLeast, live/reclaimPart)
+}
 
 // deadEnough ends a pass well below that and not sooner or later: the value logs that are
 // most dead come first, and what is left of the others goes on dying.
@@ -176,7 +186,7 @@ func (s *Store) reclaim(ctx context.Context, enough func() bool) error {
 func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64, enough func() bool) error {
 	_ = valuelog.InSequence(s.dirSync.path) // as Badger reads them now; a hint
 	defer func() { _ = valuelog.Scattered(s.dirSync.path) }()
-	for !enough() {
+	for n := int64(1); !enough(); n++ {
 		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
 			return err
 		}
@@ -192,6 +202,10 @@ func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64, eno
 		}
 		if err != nil {
 			return s.fail(fmt.Errorf("badger: collect a value log: %w", err))
+		}
+		// Counting looks at all of them: with thousands it waits for a few collected ones.
+		if files := (s.counts.live.Load() + s.counts.dead.Load()) / vlogFileSize; n%(1+files/recountPart) != 0 {
+			continue
 		}
 		if err := s.recountDead(); err != nil {
 			return err

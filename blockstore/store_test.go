@@ -289,3 +289,27 @@ func TestBatchBuffers(t *testing.T) {
 		wantObject(t, s, o)
 	}
 }
+
+// A put that failed beside its gatherer is told to it, and to Flush.
+func TestBatchTellsOfFailure(t *testing.T) {
+	s := newStore(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b := NewBatch(ctx, s)
+	var err error
+	for i := 0; i < 100 && err == nil; i++ {
+		err = b.Add(object(1_000_000 + i))
+	}
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Add: %v, want %v", err, context.Canceled)
+	}
+	if err := b.Flush(); !errors.Is(err, context.Canceled) {
+		t.Errorf("Flush: %v, want %v", err, context.Canceled)
+	}
+	if err := b.Abort(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if st, err := s.Stats(); err != nil || st.Objects != 0 {
+		t.Errorf("%d objects, %v", st.Objects, err)
+	}
+}

@@ -57,15 +57,23 @@ func (d *Disk) commitLocked(ctx context.Context, e *edit) error {
 	return d.commitOnce(ctx, e, nil)
 }
 
-// commitAndMerge is a commit that nobody waits for: it also plans a few regions again
-// that are worn so much at least.
+// commitAndMerge is the committer's own: it also plans a few regions again that are worn so
+// much at least. Merging is no reason for a commit to fail: a region that cannot be read, or
+// for which there is no room, would hold up all writers.
 func (d *Disk) commitAndMerge(ctx context.Context, least wear) error {
 	d.commitMu.Lock()
 	defer d.commitMu.Unlock()
 	if d.frozen != nil {
 		return d.commitOnce(ctx, nil, nil)
 	}
-	return d.commitOnce(ctx, nil, d.takeMerges(least))
+	merges := d.takeMerges(least)
+	err := d.commitOnce(ctx, nil, merges)
+	if err == nil || len(merges) == 0 || ctx.Err() != nil || d.failed.Load() != nil {
+		return err
+	}
+	d.s.Log.Warn("regions are not planned again until they are written again", "image", d.id,
+		"regions", slices.Sorted(maps.Keys(merges)), "error", err)
+	return d.commitOnce(ctx, nil, nil)
 }
 
 // commitOnce freezes, unless something is frozen, and commits that, an edit, and the
@@ -90,7 +98,6 @@ func (d *Disk) commitOnce(ctx context.Context, e *edit, merges map[uint64]wear) 
 	defer hold.Release()
 	next, out, err := b.store(ctx, e, f.absorbed, merges)
 	if err != nil {
-		maps.Copy(d.merges, merges)
 		d.since.CompareAndSwap(0, f.since) // the next try is as urgent
 		return fmt.Errorf("image %v: commit: %w", d.id, err)
 	}
@@ -149,7 +156,7 @@ type batch struct {
 	mu      sync.Mutex // guards what follows
 	changes []tree.Change
 	dead    []tree.Dead
-	worn    map[uint64]wear // regions to be planned again
+	worn    map[uint64]wear // of each region
 }
 
 // store seals and stores all that the commit consists of and last the commit itself.
@@ -314,7 +321,13 @@ func (d *Disk) install(ctx context.Context, next *head, out *outcome, frozen *di
 	frozen.Release()
 	d.stall.Store(nil)
 	d.settle(f)
-	maps.Copy(d.merges, out.worn)
+	for r, w := range out.worn {
+		if w == sound {
+			delete(d.merges, r)
+		} else {
+			d.merges[r] = w
+		}
+	}
 	d.s.shrunk()
 
 	if err := d.anchorHead(next, f.absorbed); err != nil {

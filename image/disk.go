@@ -419,11 +419,10 @@ type Info struct {
 
 // Info describes the disk; it opens the root of the map alone.
 func (d *Disk) Info(ctx context.Context) (Info, error) {
-	d.mu.RLock()
-	h, t := d.head, d.current.tree
-	d.mu.RUnlock()
-	c := h.commit
-	sectors, err := t.Sectors(ctx)
+	w := d.view()
+	defer w.leave()
+	h, c := w.h, w.h.commit
+	sectors, err := w.v.tree.Sectors(ctx)
 	if err != nil {
 		return Info{}, err
 	}

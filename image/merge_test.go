@@ -1,9 +1,13 @@
 package image
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/sealdisk/sealdisk/blockstore"
 )
 
 // TestMerge wears regions out until they are planned again, and compares.
@@ -59,4 +63,74 @@ func TestMerge(t *testing.T) {
 		t.Errorf("start-up list %v, %v", list, err)
 	}
 	r.close(d)
+}
+
+// TestMergeOfDamaged: a region that cannot be planned again holds up no commit.
+func TestMergeOfDamaged(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t)
+	id := r.create(2 * regionSize)
+	d := r.open(id, OpenOptions{})
+	if _, err := d.WriteAt(ctx, noise(regionSize, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	w := d.view()
+	leaf, err := w.v.tree.Leaf(ctx, 0)
+	w.leave()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := leaf.Objects[0].Ref
+	if err := r.s.Store.PutObjects(ctx, []blockstore.Object{{ID: bad.ID, Bytes: noise(int(bad.Length), 2)}}); err != nil {
+		t.Fatal(err)
+	}
+	d.commitMu.Lock()
+	d.merges[0] = wasteful
+	d.commitMu.Unlock()
+	want := noise(regionSize/2, 3)
+	if _, err := d.WriteAt(ctx, want, regionSize); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.commitAndMerge(ctx, wasteful); err != nil {
+		t.Errorf("commit beside a region that cannot be merged: %v", err)
+	}
+	if n := d.dirtyBytes(); n != 0 {
+		t.Errorf("%d bytes are still in no commit", n)
+	}
+	if d.merging() {
+		t.Error("it would be tried again at once")
+	}
+	r.close(d)
+	d = r.open(id, OpenOptions{})
+	got := make([]byte, len(want))
+	if _, err := d.ReadAt(ctx, got, regionSize); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what was written beside it: %v", err)
+	}
+	if _, err := d.ReadAt(ctx, make([]byte, regionSize), 0); !errors.Is(err, blockstore.ErrCorrupt) {
+		t.Errorf("the damaged region: %v, want ErrCorrupt", err)
+	}
+	r.close(d)
+}
+
+// TestMergeForgets: a region that was overwritten whole before its turn came is left alone.
+func TestMergeForgets(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t)
+	d := r.open(r.create(regionSize), OpenOptions{})
+	defer r.close(d)
+	d.commitMu.Lock()
+	d.merges[0] = wasteful
+	d.commitMu.Unlock()
+	if _, err := d.WriteAt(ctx, noise(regionSize, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if d.merging() {
+		t.Error("a sound region is still to be merged")
+	}
 }

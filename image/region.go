@@ -20,7 +20,7 @@ const (
 	longRun      = 8  // sectors; runs of this length on average make planned frames
 	maxExtents   = 1024
 	maxMerges    = 4 // regions planned again in one commit for being in many extents
-	maxReclaims  = 8 // for holding dead sectors: more than one commit's worth of them
+	maxReclaims  = 8 // for holding dead sectors
 	alignSectors = record.MaxSegmentSectors
 	firstPiece   = 64 << 10                              // bytes that a piece has room for at first
 	wholePiece   = record.MaxSegmentSectors * sectorSize // and then
@@ -271,9 +271,7 @@ func (b *batch) finish(put *blockstore.Batch, base tree.Tree, region uint64, m *
 	defer b.mu.Unlock()
 	b.changes = append(b.changes, change)
 	b.dead = append(b.dead, dead...)
-	if w := wearOf(leaf); w != sound {
-		b.worn[region] = w
-	}
+	b.worn[region] = wearOf(leaf)
 	return nil
 }
 
@@ -348,8 +346,11 @@ func cutPieces(segments []plan.Segment, at *[record.RegionSectors][]byte) []Piec
 }
 
 // takeMerges gives the regions that a commit plans again: a few, of those that are worn
-// so much at least.
+// so much at least, and none when the room is needed for what writers wait with.
 func (d *Disk) takeMerges(least wear) map[uint64]wear {
+	if avail, _, err := d.s.Store.Free(); err != nil || avail < d.s.DirtyBytes+2*maxReclaims*regionSize {
+		return nil
+	}
 	list := make(map[uint64]wear)
 	for _, kind := range []struct {
 		wear wear

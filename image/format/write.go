@@ -71,6 +71,12 @@ func createPending(path string, force bool) (*pending, error) {
 	return &pending{f: f, path: path, force: force}, nil
 }
 
+// writeBack lets the device begin with a range, beside what is read and opened next:
+// otherwise commit waits for all of it. It is a hint; commit is told what failed.
+func (p *pending) writeBack(off, n int64) {
+	_ = unix.SyncFileRange(int(p.f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
 // commit makes the file durable, then its name. The order matters: after a
 // crash the name must not stand for a file that is not whole.
 func (p *pending) commit() error {

@@ -58,6 +58,7 @@ func (w *Qcow2Writer) WriteAt(p []byte, off int64) (int, error) {
 			if _, err := w.file.f.WriteAt(p[n:n+k], at); err != nil {
 				return n, wrapWrite(err)
 			}
+			w.file.writeBack(at, int64(k))
 		}
 		n += k
 	}

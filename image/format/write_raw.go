@@ -95,6 +95,7 @@ func (w *RawWriter) WriteAt(p []byte, off int64) (int, error) {
 		}
 		n += k
 	}
+	w.file.writeBack(off, int64(len(p)))
 	return len(p), nil
 }
 

@@ -2,6 +2,7 @@ package record
 
 import (
 	"bytes"
+	crand "crypto/rand"
 	"encoding/binary"
 	"errors"
 	"slices"
@@ -87,6 +88,45 @@ func TestSegmentCompresses(t *testing.T) {
 		if len(obj) < want[0] || len(obj) > want[1] {
 			t.Errorf("%v: %d bytes, want %d to %d", c, len(obj), want[0], want[1])
 		}
+	}
+}
+
+// Where nothing becomes smaller not every frame is tried, and one that does ends that.
+func TestSegmentGivesUpCompressing(t *testing.T) {
+	w := newWorld()
+	w.seal.Compression = S2
+	const frame = 1 << MinFrameLog
+	text := bytes.Repeat([]byte("text "), frame/5+1)[:frame]
+	noise := make([]byte, frame)
+	crand.Read(noise)
+	var data []byte
+	for i := range 32 { // noise, but for frames 7, 16, 17 and 23
+		part := noise
+		if slices.Contains([]int{7, 16, 17, 23}, i) {
+			part = text
+		}
+		data = append(data, part...)
+	}
+	obj, salt, err := w.seal.Segment(nil, 1, []Run{{0, 32}}, data, MinFrameLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenSegment(w.seal.Epoch, 1, salt, obj)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readAll(s); err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("data differs, %v", err)
+	}
+	var small []int
+	for i := range s.Frames() {
+		if _, n := s.Sealed(i); n < frame {
+			small = append(small, i)
+		}
+	}
+	// 7 follows four in vain and more; 16 is one in eight, and 17 its neighbour.
+	if want := []int{16, 17}; !slices.Equal(small, want) {
+		t.Errorf("compressed frames %v, want %v", small, want)
 	}
 }
 
