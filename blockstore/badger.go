@@ -208,6 +208,21 @@ const fault = 2 << 20
 // ErrNotFound; an empty value, an unreadable one and a memory fault are a
 // CorruptError of that key. Errors of fn come back as they are.
 func (s *Store) view(what string, key []byte, name string, fn func(b []byte) error) (err error) {
+	for range 3 { // between look-up and look its value log may have been emptied and dropped
+		called := false
+		err = s.viewOnce(what, key, name, func(b []byte) error {
+			called = true
+			return fn(b)
+		})
+		if called || !errors.Is(err, ErrCorrupt) {
+			break
+		}
+	}
+	s.looked()
+	return err
+}
+
+func (s *Store) viewOnce(what string, key []byte, name string, fn func(b []byte) error) (err error) {
 	inFn := false
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -250,7 +265,6 @@ func (s *Store) view(what string, key []byte, name string, fn func(b []byte) err
 			inFn = true
 			fnErr = fn(b)
 			inFn = false
-			s.mapped.touched(fault)
 			return nil
 		})
 		if err != nil {
@@ -337,6 +351,29 @@ func (s *Store) exists(key []byte) (size int64, ok bool, err error) {
 	return size, ok, err
 }
 
+// versionOf returns the version of what a key has now, 0 if that is nothing.
+func (s *Store) versionOf(key []byte) (version uint64, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			s.stranded.Store(true)
+			err = &CorruptError{What: "store", Cause: faultError(r)}
+		}
+	}()
+	err = s.db.View(func(txn *badger.Txn) error {
+		i, err := txn.Get(key)
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return &CorruptError{What: "store", Cause: err}
+		}
+		version = i.Version()
+		return nil
+	})
+	return version, err
+}
+
 // version returns Badger's clock: what is put from now on has a higher version.
 func (s *Store) version() uint64 {
 	txn := s.db.NewTransaction(false)
@@ -370,7 +407,7 @@ func (s *Store) transact(ctx context.Context, bytes int64, spend bool, fill func
 	})
 }
 
-func (s *Store) write(ctx context.Context, bytes int64, spend bool, do func() error) (err error) {
+func (s *Store) write(ctx context.Context, bytes int64, spend bool, do func() error) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
@@ -383,6 +420,11 @@ func (s *Store) write(ctx context.Context, bytes int64, spend bool, do func() er
 	defer s.unwritten.Add(-bytes)
 	s.writing.RLock()
 	defer s.writing.RUnlock()
+	return s.writeLocked(bytes, spend, do)
+}
+
+// writeLocked is write by who holds writing, shared or not, and a part of inflight.
+func (s *Store) writeLocked(bytes int64, spend bool, do func() error) (err error) {
 	if err := s.space.admit(s.unwritten.Load(), spend); err != nil {
 		s.wakeReclaim() // there may be dead bytes to give back
 		return err
@@ -396,7 +438,9 @@ func (s *Store) write(ctx context.Context, bytes int64, spend bool, do func() er
 	if err := do(); err != nil {
 		return s.fail(fmt.Errorf("badger: %w", err))
 	}
-	s.mapped.touched(int(bytes))
+	if s.mapped.touched(int(bytes)) {
+		s.mapped.wakeUp()
+	}
 	if err := s.dirSync.sync(); err != nil {
 		return s.fail(err)
 	}

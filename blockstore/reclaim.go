@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -20,16 +20,16 @@ import (
 // to them, and rewrites only files it knows to be dead enough. So: push the deletions
 // out of the memtable, compact, then collect value logs.
 const (
-	reclaimLeast  = 64 << 20
-	reclaimPart   = 2       // or half of what lives
-	shortLeast    = 1 << 30 // room is short below this
-	shortPart     = 16      // or below a sixteenth of what lives
-	almostAllDead = 0.9
-	discardRatio  = 0.3 // a value log is rewritten once so much of it is dead
+	reclaimLeast = 64 << 20
+	reclaimPart  = 2       // or half of what lives
+	shortLeast   = 1 << 30 // room is short below this
+	shortPart    = 16      // or below a sixteenth of what lives
+	allDead      = 0.99
+	discardRatio = 0.3 // a value log is emptied once so much of it is dead
+	emptyMost    = 16  // value logs, before Badger is asked to drop them
 	// Writers wait for a pass of reclaim at one and a half times the live bytes, so that
 	// the files stay below three times.
 	throttleLeast = 256 << 20
-	recountPart   = 256
 )
 
 // passes lets writers wait for the reclaim loop.
@@ -91,7 +91,7 @@ func (s *Store) reclaimLoop(ctx context.Context) {
 			s.passes.wake() // who saw more dead bytes looks again
 			continue
 		}
-		if _, err := s.reclaimUntil(ctx, s.deadEnough); err != nil && ctx.Err() == nil {
+		if _, err := s.reclaimTo(ctx, s.deadKept); err != nil && ctx.Err() == nil {
 			s.opt.Logger.Warn("reclaim", "error", err)
 		}
 		s.passes.ended(s.counts.dead.Load())
@@ -101,16 +101,20 @@ func (s *Store) reclaimLoop(ctx context.Context) {
 // deadMost is how many dead bytes are no reason to collect value logs: hardly any when
 // room is short.
 func (s *Store) deadMost() int64 {
-	live := s.counts.live.Load()
-	if avail, _, err := s.Free(); err == nil && avail < max(shortLeast, live/shortPart) {
+	if s.short() {
 		return reclaimLeast
 	}
-	return max(reclaimLeast, live/reclaimPart)
+	return max(reclaimLeast, s.counts.live.Load()/reclaimPart)
 }
 
-// deadEnough ends a pass well below that and not sooner or later: the value logs that are
-// most dead come first, and what is left of the others goes on dying.
-func (s *Store) deadEnough() bool { return s.counts.dead.Load() <= s.deadMost()/4*3 }
+func (s *Store) short() bool {
+	avail, _, err := s.Free()
+	return err == nil && avail < max(shortLeast, s.counts.live.Load()/shortPart)
+}
+
+// deadKept is how many a pass leaves: the value logs that are most dead come first, and
+// what lives in the others goes on dying.
+func (s *Store) deadKept() int64 { return s.deadMost() / 8 * 7 }
 
 // throttle makes a writer wait for reclaim when dead bytes grow faster than they are
 // given back, unless reclaim cannot help.
@@ -135,18 +139,18 @@ func (s *Store) throttle(ctx context.Context) error {
 // writes; the store also does so by itself, as far as need be, when more than 64 MiB and
 // half of the live bytes are dead. [ErrNoSpace]: not even the reserve holds what must be moved.
 func (s *Store) Reclaim(ctx context.Context) (freed int64, err error) {
-	return s.reclaimUntil(ctx, func() bool { return false })
+	return s.reclaimTo(ctx, func() int64 { return 0 })
 }
 
-// reclaimUntil is Reclaim that ends as soon as enough says so.
-func (s *Store) reclaimUntil(ctx context.Context, enough func() bool) (freed int64, err error) {
+// reclaimTo is Reclaim that leaves so many dead bytes.
+func (s *Store) reclaimTo(ctx context.Context, keep func() int64) (freed int64, err error) {
 	s.reclaiming.Lock()
 	defer s.reclaiming.Unlock()
 	before, err := s.vlogBytes()
 	if err != nil {
 		return 0, err
 	}
-	if err := s.reclaim(ctx, enough); err != nil {
+	if err := s.reclaim(ctx, keep); err != nil {
 		return 0, err
 	}
 	after, err := s.vlogBytes()
@@ -156,63 +160,174 @@ func (s *Store) reclaimUntil(ctx context.Context, enough func() bool) (freed int
 	return max(0, before-after), s.recountDead()
 }
 
-func (s *Store) reclaim(ctx context.Context, enough func() bool) error {
-	if err := s.Err(); err != nil {
-		return err
+// reclaim drops value logs that are dead and empties those that are most dead, in turn.
+func (s *Store) reclaim(ctx context.Context, keep func() int64) error {
+	m := mover{s: s, room: make([]byte, 0, maxBatch)}
+	for first := true; ; first = false {
+		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
+			return err
+		}
+		if s.stranded.Load() {
+			return fmt.Errorf("blockstore: reclaim: %w after a fault on the disk", ErrFailed)
+		}
+		dropped, err := s.dropDead(ctx, &m)
+		if err != nil {
+			return err
+		}
+		excess := s.counts.dead.Load() - keep()
+		if excess <= 0 || dropped == 0 && !first {
+			return nil
+		}
+		if s.short() {
+			excess = 1 // the room of one is wanted for the next
+		}
+		if n, err := s.empty(ctx, &m, discardRatio, excess); n == 0 {
+			return err
+		}
 	}
-	if s.stranded.Load() {
-		return fmt.Errorf("blockstore: reclaim: %w after a fault on the disk", ErrFailed)
-	}
+}
+
+// dropDead lets Badger find out what is dead, and delete the value logs in which nothing
+// lives. It would also move what lives, but each entry with an fsync of its own.
+func (s *Store) dropDead(ctx context.Context, m *mover) (dropped int, err error) {
 	if err := s.flushMemtable(ctx); err != nil {
-		return err
+		return 0, err
 	}
 	if err := s.db.Flatten(1); err != nil { // a level that another compaction holds; the next pass has it
 		s.opt.Logger.Debug("flatten", "error", err)
 	}
-	// First what needs hardly any room: it may make the room for the rest.
-	for _, pass := range []struct {
-		ratio float64
-		room  int64
-	}{{almostAllDead, lastResort + vlogFileSize/10}, {discardRatio, headroom/2 + vlogFileSize*7/10}} {
-		if err := s.collectVlogs(ctx, pass.ratio, pass.room, enough); err != nil {
-			return err
-		}
+	if _, err := s.empty(ctx, m, allDead, math.MaxInt64); err != nil {
+		return 0, err
 	}
-	return nil
-}
-
-// collectVlogs rewrites value logs, the most dead first, until none is dead enough or enough
-// says so; room is what one may take.
-func (s *Store) collectVlogs(ctx context.Context, ratio float64, room int64, enough func() bool) error {
-	_ = valuelog.InSequence(s.dirSync.path) // as Badger reads them now; a hint
-	defer func() { _ = valuelog.Scattered(s.dirSync.path) }()
-	for n := int64(1); !enough(); n++ {
+	for ; ; dropped++ {
 		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
-			return err
+			return dropped, err
 		}
-		if err := s.space.roomToRewrite(room); err != nil {
-			return err
+		if err := s.space.roomToRewrite(lastResort + vlogFileSize/10); err != nil {
+			return dropped, err
 		}
-		err := s.collectVlog(ratio)
+		err := s.collectVlog(allDead)
 		if ferr := s.freeMapped(ctx); ferr != nil { // what it read, before the next one
 			s.opt.Logger.Debug("memory of mapped value logs", "error", ferr)
 		}
 		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
-			return s.Err()
+			break
 		}
 		if err != nil {
-			return s.fail(fmt.Errorf("badger: collect a value log: %w", err))
+			return dropped, s.fail(fmt.Errorf("badger: collect a value log: %w", err))
 		}
-		// Counting looks at all of them: with thousands it waits for a few collected ones.
-		if files := (s.counts.live.Load() + s.counts.dead.Load()) / vlogFileSize; n%(1+files/recountPart) != 0 {
+	}
+	if err := errors.Join(s.Err(), s.recountDead()); err != nil {
+		return dropped, err
+	}
+	s.passes.wake() // perhaps that is enough for who waits
+	return dropped, nil
+}
+
+// empty empties value logs of which a part is dead, the most dead first, until excess dead
+// bytes were in them, and returns how many.
+func (s *Store) empty(ctx context.Context, m *mover, part float64, excess int64) (emptied int, err error) {
+	list, err := valuelog.MostDead(s.dirSync.path, part)
+	if err != nil {
+		return 0, err
+	}
+	for _, log := range list {
+		if emptied == emptyMost || excess <= 0 {
+			break
+		}
+		err := m.empty(ctx, log.Path)
+		if errors.Is(err, valuelog.ErrDamaged) { // what lives in it stays where it is
+			s.opt.Logger.Warn("value log is not collected", "error", err)
 			continue
 		}
-		if err := s.recountDead(); err != nil {
+		if err != nil {
+			return emptied, err
+		}
+		emptied++
+		excess -= log.Dead
+	}
+	return emptied, nil
+}
+
+// mover puts what lives in a value log a second time, in large batches. Then all in it is
+// dead, for good: a version is never taken back.
+type mover struct {
+	s     *Store
+	batch []entry
+	room  []byte // for the values of batch
+}
+
+type entry struct {
+	key, value []byte
+	version    uint64
+}
+
+func (m *mover) empty(ctx context.Context, path string) error {
+	m.batch, m.room = m.batch[:0], m.room[:0]
+	err := valuelog.Entries(path, func(e *valuelog.Entry) error {
+		version, err := m.s.versionOf(e.Key)
+		if err != nil || version != e.Version {
+			return err // dead
+		}
+		if len(m.room)+e.Room() > cap(m.room) {
+			if err := m.flush(ctx); err != nil {
+				return err
+			}
+			m.room = slices.Grow(m.room, e.Room())
+		}
+		start := len(m.room)
+		if m.room, err = e.Append(m.room); err != nil {
 			return err
 		}
-		s.passes.wake() // perhaps that is enough for who waits
+		m.batch = append(m.batch, entry{slices.Clone(e.Key), m.room[start:], e.Version})
+		return ctx.Err()
+	})
+	if err != nil {
+		return err
 	}
-	return nil
+	if err := m.flush(ctx); err != nil {
+		return err
+	}
+	return valuelog.Void(path)
+}
+
+// flush writes the batch while nobody else writes: what is deleted must not come back.
+func (m *mover) flush(ctx context.Context) error {
+	s, size := m.s, int64(len(m.room))
+	if size == 0 {
+		return nil
+	}
+	if err := s.inflight.Acquire(ctx, size); err != nil {
+		return err
+	}
+	defer s.inflight.Release(size)
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err := s.space.roomToRewrite(headroom/2 + 2*size); err != nil {
+		return err
+	}
+	var moved int64
+	err := s.writeLocked(size, false, func() error {
+		wb := s.db.NewWriteBatch()
+		defer wb.Cancel()
+		for _, e := range m.batch {
+			version, err := s.versionOf(e.key)
+			if err != nil {
+				return err
+			}
+			if version != e.version {
+				continue
+			}
+			if err := wb.Set(e.key, e.value); err != nil {
+				return err
+			}
+			moved += int64(len(e.key) + len(e.value))
+		}
+		return wb.Flush()
+	})
+	s.counts.dead.Add(moved)
+	m.batch, m.room = m.batch[:0], m.room[:0]
+	return err
 }
 
 // collectVlog rewrites one value log while nothing else is written: Badger takes its
@@ -273,30 +388,6 @@ func (s *Store) awaitFlush(ctx context.Context) error {
 	return nil
 }
 
-// roomToRewrite makes room for the live part of one value log, out of the reserve if
-// need be: that is one of the things it is for.
-func (p *space) roomToRewrite(need int64) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.busy = time.Now()
-	avail, _, err := p.free()
-	if err != nil {
-		return err
-	}
-	if avail < need && p.have > 0 {
-		if err := p.resize(max(0, p.have-(need-avail))); err != nil {
-			return err
-		}
-		if avail, _, err = p.free(); err != nil {
-			return err
-		}
-	}
-	if avail < need {
-		return fmt.Errorf("blockstore: reclaim: %w", ErrNoSpace)
-	}
-	return p.allocateVlog(need/2, avail)
-}
-
 // vlogBytes is how much is written in all value logs.
 func (s *Store) vlogBytes() (int64, error) {
 	n, err := valuelog.Written(s.dirSync.path)
@@ -313,97 +404,4 @@ func (s *Store) recountDead() error {
 		s.counts.dead.Store(max(0, n-s.counts.live.Load()))
 	}
 	return err
-}
-
-// Badger reads and writes its value logs through mappings, and their pages would stay in
-// this process's memory for good.
-const (
-	mappedCheck = 32 << 20 // bytes read or written between two looks
-	mappedMost  = 40 << 20
-)
-
-// mapped keeps the memory of mapped files bounded.
-type mapped struct {
-	bytes atomic.Int64  // read and written since the last look
-	bulk  atomic.Bool   // some of them were written, and will not be read soon
-	wake  chan struct{} // there is reason to look
-	kept  string        // what was written up to this value log stays in the page cache
-	// Held shared by what makes Badger unmap a value log, exclusively to free their pages.
-	unmapping sync.RWMutex
-}
-
-// touched counts bytes of a value log that were read or written.
-func (m *mapped) touched(n int) {
-	if m.bytes.Add(int64(n)) < mappedCheck {
-		return
-	}
-	m.bytes.Store(0)
-	select {
-	case m.wake <- struct{}{}:
-	default:
-	}
-}
-
-// closeIterator closes an iterator: the last one deletes what was collected meanwhile.
-func (s *Store) closeIterator(it *badger.Iterator) {
-	s.mapped.unmapping.RLock()
-	defer s.mapped.unmapping.RUnlock()
-	it.Close()
-	s.files.Prune()
-}
-
-// keepMapped frees mapped pages when they are many, until ctx ends.
-func (s *Store) keepMapped(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.mapped.wake:
-		}
-		if err := s.freeMapped(ctx); err != nil && ctx.Err() == nil {
-			s.opt.Logger.Debug("memory of mapped value logs", "error", err) // the next look may succeed
-		}
-	}
-}
-
-// freeMapped also takes what was written in bulk out of the page cache: the next bytes
-// take its pages, instead of those of what is in use.
-func (s *Store) freeMapped(ctx context.Context) error {
-	bulk := s.mapped.bulk.Swap(false)
-	n, err := valuelog.Resident()
-	if err != nil || n <= mappedMost && !bulk {
-		return err
-	}
-	if !s.mapped.lock(ctx) {
-		s.mapped.bulk.CompareAndSwap(false, bulk)
-		return nil
-	}
-	defer s.mapped.unmapping.Unlock()
-	if err := valuelog.Unmap(s.dirSync.path); err != nil {
-		return err
-	}
-	if bulk {
-		s.mapped.kept, err = valuelog.Evict(s.dirSync.path, s.mapped.kept)
-	} else {
-		s.mapped.kept, err = valuelog.Newest(s.dirSync.path)
-	}
-	return err
-}
-
-// lock takes the lock if nobody holds it for long: who waits for it would hold up all
-// reads behind a value log that is rewritten.
-func (m *mapped) lock(ctx context.Context) bool {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for range 200 {
-		if m.unmapping.TryLock() {
-			return true
-		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-tick.C:
-		}
-	}
-	return false
 }

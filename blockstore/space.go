@@ -198,6 +198,30 @@ func (p *space) roomToClose() (bool, error) {
 	return avail >= lastResort, err
 }
 
+// roomToRewrite makes room for the live part of one value log, out of the reserve if
+// need be: that is one of the things it is for.
+func (p *space) roomToRewrite(need int64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.busy = time.Now()
+	avail, _, err := p.free()
+	if err != nil {
+		return err
+	}
+	if avail < need && p.have > 0 {
+		if err := p.resize(max(0, p.have-(need-avail))); err != nil {
+			return err
+		}
+		if avail, _, err = p.free(); err != nil {
+			return err
+		}
+	}
+	if avail < need {
+		return fmt.Errorf("blockstore: reclaim: %w", ErrNoSpace)
+	}
+	return p.allocateVlog(need/2, avail)
+}
+
 // allocateVlog backs the value log with blocks for n bytes beyond what is written, out
 // of budget free bytes.
 func (p *space) allocateVlog(n, budget int64) error {

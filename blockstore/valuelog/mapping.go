@@ -110,9 +110,6 @@ func Unmap(dir string) error {
 // a fault reads one page then, and [Prefetch] what is wanted beyond it.
 func Scattered(dir string) error { return advise(dir, unix.MADV_NOHUGEPAGE, unix.MADV_RANDOM) }
 
-// InSequence takes [Scattered] back.
-func InSequence(dir string) error { return advise(dir, unix.MADV_NORMAL) }
-
 // advise gives hints, which harm nothing if a mapping is another's meanwhile.
 func advise(dir string, advice ...int) error {
 	list, err := finished(dir)

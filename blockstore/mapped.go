@@ -1,0 +1,126 @@
+package blockstore
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/sealdisk/sealdisk/blockstore/valuelog"
+)
+
+// Badger reads and writes its value logs through mappings, and their pages would stay in
+// this process's memory for good.
+const (
+	mappedCheck = 32 << 20 // bytes read or written between two looks
+	mappedMost  = 40 << 20
+)
+
+// mapped keeps the memory of mapped files bounded.
+type mapped struct {
+	bytes atomic.Int64  // read and written since the last look
+	bulk  atomic.Bool   // some of them were written, and will not be read soon
+	wake  chan struct{} // there is reason to look
+	kept  string        // what was written up to this value log stays in the page cache
+	// Held shared by what makes Badger unmap a value log, exclusively to free their pages.
+	unmapping sync.RWMutex
+}
+
+// touched counts bytes of a value log that were read or written, and says whether it is
+// time for a look.
+func (m *mapped) touched(n int) bool {
+	if m.bytes.Add(int64(n)) < mappedCheck {
+		return false
+	}
+	m.bytes.Store(0)
+	return true
+}
+
+func (m *mapped) wakeUp() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// looked counts a look at a value. Looks are quick, and who frees their pages in the
+// background may not get a core for hundreds of them: so the one that is due does it.
+func (s *Store) looked() {
+	if !s.mapped.touched(fault) {
+		return
+	}
+	if n, err := valuelog.Resident(); err != nil || n <= mappedMost {
+		return
+	}
+	s.mapped.unmapping.Lock()
+	defer s.mapped.unmapping.Unlock()
+	if err := valuelog.Unmap(s.dirSync.path); err != nil {
+		s.opt.Logger.Debug("memory of mapped value logs", "error", err)
+	}
+}
+
+// closeIterator closes an iterator: the last one deletes what was collected meanwhile.
+func (s *Store) closeIterator(it *badger.Iterator) {
+	s.mapped.unmapping.RLock()
+	defer s.mapped.unmapping.RUnlock()
+	it.Close()
+	s.files.Prune()
+}
+
+// keepMapped frees mapped pages when they are many, until ctx ends.
+func (s *Store) keepMapped(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.mapped.wake:
+		}
+		if err := s.freeMapped(ctx); err != nil && ctx.Err() == nil {
+			s.opt.Logger.Debug("memory of mapped value logs", "error", err) // the next look may succeed
+		}
+	}
+}
+
+// freeMapped also takes what was written in bulk out of the page cache: the next bytes
+// take its pages, instead of those of what is in use.
+func (s *Store) freeMapped(ctx context.Context) error {
+	bulk := s.mapped.bulk.Swap(false)
+	n, err := valuelog.Resident()
+	if err != nil || n <= mappedMost && !bulk {
+		return err
+	}
+	if !s.mapped.lock(ctx) {
+		s.mapped.bulk.CompareAndSwap(false, bulk)
+		return nil
+	}
+	defer s.mapped.unmapping.Unlock()
+	if err := valuelog.Unmap(s.dirSync.path); err != nil {
+		return err
+	}
+	if bulk {
+		s.mapped.kept, err = valuelog.Evict(s.dirSync.path, s.mapped.kept)
+	} else {
+		s.mapped.kept, err = valuelog.Newest(s.dirSync.path)
+	}
+	return err
+}
+
+// lock takes the lock if nobody holds it for long: who waits for it would hold up all
+// reads behind a value log that is rewritten.
+func (m *mapped) lock(ctx context.Context) bool {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range 200 {
+		if m.unmapping.TryLock() {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+	return false
+}

@@ -1,0 +1,109 @@
+package valuelog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// store writes n values with Badger and closes it.
+func store(t *testing.T, n int) (dir string, values map[string][]byte) {
+	t.Helper()
+	dir, values = t.TempDir(), make(map[string][]byte)
+	db, err := badger.Open(badger.DefaultOptions(dir).WithLogger(nil).WithValueThreshold(1 << 10).WithValueLogFileSize(1 << 20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		key, value := fmt.Sprintf("key %d", i), bytes.Repeat([]byte{byte(i)}, 2000+i*37)
+		if err := db.Update(func(txn *badger.Txn) error { return txn.Set([]byte(key), value) }); err != nil {
+			t.Fatal(err)
+		}
+		values[key] = value
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return dir, values
+}
+
+// TestEntries reads what Badger wrote.
+func TestEntries(t *testing.T) {
+	dir, want := store(t, 300)
+	files, err := names(dir)
+	if err != nil || len(files) < 3 {
+		t.Fatalf("%d value logs, %v", len(files), err)
+	}
+	last := uint64(0)
+	for _, path := range files {
+		err := Entries(path, func(e *Entry) error {
+			value, err := e.Append(make([]byte, 0, e.Room()))
+			if err != nil {
+				return err
+			}
+			if !bytes.Equal(value, want[string(e.Key)]) {
+				t.Errorf("%q has a wrong value of %d bytes", e.Key, len(value))
+			}
+			if e.Version <= last {
+				t.Errorf("%q of version %d after %d", e.Key, e.Version, last)
+			}
+			last = e.Version
+			delete(want, string(e.Key))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(want) != 0 {
+		t.Errorf("%d values were not found", len(want))
+	}
+}
+
+// TestEntriesDamaged changes each byte of the first entry, and cuts the file.
+func TestEntriesDamaged(t *testing.T) {
+	dir, values := store(t, 3)
+	files, err := names(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(b []byte) (n int, err error) {
+		path := filepath.Join(t.TempDir(), "000001.vlog")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err = Entries(path, func(e *Entry) error {
+			value, err := e.Append(make([]byte, 0, e.Room()))
+			if err == nil && !bytes.Equal(value, values[string(e.Key)]) {
+				t.Error("a changed value was taken for a good one")
+			}
+			n++
+			return err
+		})
+		return n, err
+	}
+	if n, err := read(raw); n != 3 || err != nil {
+		t.Fatalf("%d entries, %v", n, err)
+	}
+	for i := logHeader; i < logHeader+60; i++ {
+		b := bytes.Clone(raw)
+		b[i] ^= 0x41
+		if _, err := read(b); !errors.Is(err, ErrDamaged) {
+			t.Errorf("byte %d changed: %v, want ErrDamaged", i, err)
+		}
+	}
+	for _, cut := range []int{logHeader + 10, logHeader + 100, len(raw) - 1} {
+		if _, err := read(raw[:cut]); !errors.Is(err, ErrDamaged) {
+			t.Errorf("cut at %d of %d: %v, want ErrDamaged", cut, len(raw), err)
+		}
+	}
+}
