@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -214,7 +215,7 @@ func (s *Store) view(what string, key []byte, name string, fn func(b []byte) err
 			called = true
 			return fn(b)
 		})
-		if called || !errors.Is(err, ErrCorrupt) {
+		if called || !errors.Is(err, ErrCorrupt) || s.stranded.Load() {
 			break
 		}
 	}
@@ -351,8 +352,10 @@ func (s *Store) exists(key []byte) (size int64, ok bool, err error) {
 	return size, ok, err
 }
 
-// versionOf returns the version of what a key has now, 0 if that is nothing.
-func (s *Store) versionOf(key []byte) (version uint64, err error) {
+// lives reports whether an entry of a value log is what its key has now. Badger has given
+// a version twice if a crash took the first back. Objects and commits are named by what
+// they are; for all else the value is compared.
+func (s *Store) lives(txn *badger.Txn, key, value []byte, version uint64) (lives bool, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
@@ -360,18 +363,23 @@ func (s *Store) versionOf(key []byte) (version uint64, err error) {
 			err = &CorruptError{What: "store", Cause: faultError(r)}
 		}
 	}()
-	err = s.db.View(func(txn *badger.Txn) error {
-		i, err := txn.Get(key)
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return &CorruptError{What: "store", Cause: err}
-		}
-		version = i.Version()
+	i, err := txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &CorruptError{What: "store", Cause: err}
+	}
+	if i.Version() != version || key[0] == 'o' || key[0] == 'k' {
+		return i.Version() == version, nil
+	}
+	s.mapped.unmapping.RLock() // as in viewOnce
+	defer s.mapped.unmapping.RUnlock()
+	err = i.Value(func(b []byte) error {
+		lives = bytes.Equal(b, value)
 		return nil
 	})
-	return version, err
+	return lives, err
 }
 
 // version returns Badger's clock: what is put from now on has a higher version.

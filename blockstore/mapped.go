@@ -54,7 +54,10 @@ func (s *Store) looked() {
 	if n, err := valuelog.Resident(); err != nil || n <= mappedMost {
 		return
 	}
-	s.mapped.unmapping.Lock()
+	if !s.mapped.lock(context.Background(), 20) {
+		s.mapped.wakeUp()
+		return
+	}
 	defer s.mapped.unmapping.Unlock()
 	if err := valuelog.Unmap(s.dirSync.path); err != nil {
 		s.opt.Logger.Debug("memory of mapped value logs", "error", err)
@@ -91,7 +94,7 @@ func (s *Store) freeMapped(ctx context.Context) error {
 	if err != nil || n <= mappedMost && !bulk {
 		return err
 	}
-	if !s.mapped.lock(ctx) {
+	if !s.mapped.lock(ctx, 200) {
 		s.mapped.bulk.CompareAndSwap(false, bulk)
 		return nil
 	}
@@ -107,12 +110,12 @@ func (s *Store) freeMapped(ctx context.Context) error {
 	return err
 }
 
-// lock takes the lock if nobody holds it for long: who waits for it would hold up all
+// lock takes the lock if nobody holds it for so many milliseconds: who waits for it would hold up all
 // reads behind a value log that is rewritten.
-func (m *mapped) lock(ctx context.Context) bool {
+func (m *mapped) lock(ctx context.Context, patience int) bool {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for range 200 {
+	for range patience {
 		if m.unmapping.TryLock() {
 			return true
 		}

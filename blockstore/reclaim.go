@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -20,13 +21,13 @@ import (
 // to them, and rewrites only files it knows to be dead enough. So: push the deletions
 // out of the memtable, compact, then collect value logs.
 const (
-	reclaimLeast = 64 << 20
-	reclaimPart  = 2       // or half of what lives
-	shortLeast   = 1 << 30 // room is short below this
-	shortPart    = 16      // or below a sixteenth of what lives
-	allDead      = 0.99
-	discardRatio = 0.3 // a value log is emptied once so much of it is dead
-	emptyMost    = 16  // value logs, before Badger is asked to drop them
+	reclaimLeast  = 64 << 20
+	reclaimPart   = 2       // or half of what lives
+	shortLeast    = 1 << 30 // room is short below this
+	shortPart     = 16      // or below a sixteenth of what lives
+	almostAllDead = 0.9
+	discardRatio  = 0.3 // a value log is emptied once so much of it is dead
+	emptyMost     = 16  // value logs, before Badger is asked to drop them
 	// Writers wait for a pass of reclaim at one and a half times the live bytes, so that
 	// the files stay below three times.
 	throttleLeast = 256 << 20
@@ -162,7 +163,7 @@ func (s *Store) reclaimTo(ctx context.Context, keep func() int64) (freed int64, 
 
 // reclaim drops value logs that are dead and empties those that are most dead, in turn.
 func (s *Store) reclaim(ctx context.Context, keep func() int64) error {
-	m := mover{s: s, room: make([]byte, 0, maxBatch)}
+	m := mover{s: s, emptied: make(map[string]bool), room: make([]byte, 0, maxBatch)}
 	for first := true; ; first = false {
 		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
 			return err
@@ -196,20 +197,21 @@ func (s *Store) dropDead(ctx context.Context, m *mover) (dropped int, err error)
 	if err := s.db.Flatten(1); err != nil { // a level that another compaction holds; the next pass has it
 		s.opt.Logger.Debug("flatten", "error", err)
 	}
-	if _, err := s.empty(ctx, m, allDead, math.MaxInt64); err != nil {
-		return 0, err
-	}
+	_, failed := s.empty(ctx, m, almostAllDead, math.MaxInt64)
 	for ; ; dropped++ {
 		if err := errors.Join(ctx.Err(), s.Err()); err != nil {
 			return dropped, err
 		}
-		if err := s.space.roomToRewrite(lastResort + vlogFileSize/10); err != nil {
+		// Badger takes the one with most dead bytes. It may know of few in one that is empty:
+		// what a crash has left was never anybody's.
+		list, err := valuelog.MostDead(s.dirSync.path, discardRatio)
+		if err != nil {
 			return dropped, err
 		}
-		err := s.collectVlog(allDead)
-		if ferr := s.freeMapped(ctx); ferr != nil { // what it read, before the next one
-			s.opt.Logger.Debug("memory of mapped value logs", "error", ferr)
+		if len(list) == 0 || !m.emptied[list[0].Path] {
+			break
 		}
+		err = s.collectVlog(discardRatio)
 		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
 			break
 		}
@@ -221,6 +223,9 @@ func (s *Store) dropDead(ctx context.Context, m *mover) (dropped int, err error)
 		return dropped, err
 	}
 	s.passes.wake() // perhaps that is enough for who waits
+	if dropped == 0 {
+		return 0, failed
+	}
 	return dropped, nil
 }
 
@@ -235,14 +240,21 @@ func (s *Store) empty(ctx context.Context, m *mover, part float64, excess int64)
 		if emptied == emptyMost || excess <= 0 {
 			break
 		}
+		if m.emptied[log.Path] {
+			continue
+		}
 		err := m.empty(ctx, log.Path)
 		if errors.Is(err, valuelog.ErrDamaged) { // what lives in it stays where it is
 			s.opt.Logger.Warn("value log is not collected", "error", err)
 			continue
 		}
+		if errors.Is(err, os.ErrNotExist) { // Badger has just deleted it
+			continue
+		}
 		if err != nil {
 			return emptied, err
 		}
+		m.emptied[log.Path] = true
 		emptied++
 		excess -= log.Dead
 	}
@@ -250,11 +262,12 @@ func (s *Store) empty(ctx context.Context, m *mover, part float64, excess int64)
 }
 
 // mover puts what lives in a value log a second time, in large batches. Then all in it is
-// dead, for good: a version is never taken back.
+// dead, for good.
 type mover struct {
-	s     *Store
-	batch []entry
-	room  []byte // for the values of batch
+	s       *Store
+	emptied map[string]bool // paths
+	batch   []entry
+	room    []byte // for the values of batch
 }
 
 type entry struct {
@@ -264,11 +277,9 @@ type entry struct {
 
 func (m *mover) empty(ctx context.Context, path string) error {
 	m.batch, m.room = m.batch[:0], m.room[:0]
+	txn := m.s.db.NewTransaction(false) // begun after the file was finished: it sees all of it that lives
+	defer txn.Discard()
 	err := valuelog.Entries(path, func(e *valuelog.Entry) error {
-		version, err := m.s.versionOf(e.Key)
-		if err != nil || version != e.Version {
-			return err // dead
-		}
 		if len(m.room)+e.Room() > cap(m.room) {
 			if err := m.flush(ctx); err != nil {
 				return err
@@ -276,10 +287,16 @@ func (m *mover) empty(ctx context.Context, path string) error {
 			m.room = slices.Grow(m.room, e.Room())
 		}
 		start := len(m.room)
-		if m.room, err = e.Append(m.room); err != nil {
+		room, err := e.Append(m.room) // the dead are checked as well: a key may be damaged
+		if err != nil {
 			return err
 		}
-		m.batch = append(m.batch, entry{slices.Clone(e.Key), m.room[start:], e.Version})
+		lives, err := m.s.lives(txn, e.Key, room[start:], e.Version)
+		if err != nil || !lives {
+			return errors.Join(err, ctx.Err())
+		}
+		m.room = room
+		m.batch = append(m.batch, entry{slices.Clone(e.Key), room[start:], e.Version})
 		return ctx.Err()
 	})
 	if err != nil {
@@ -303,19 +320,21 @@ func (m *mover) flush(ctx context.Context) error {
 	defer s.inflight.Release(size)
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	if err := s.space.roomToRewrite(headroom/2 + 2*size); err != nil {
+	if err := s.space.roomToRewrite(size); err != nil {
 		return err
 	}
 	var moved int64
 	err := s.writeLocked(size, false, func() error {
+		txn := s.db.NewTransaction(false)
+		defer txn.Discard()
 		wb := s.db.NewWriteBatch()
 		defer wb.Cancel()
 		for _, e := range m.batch {
-			version, err := s.versionOf(e.key)
+			lives, err := s.lives(txn, e.key, e.value, e.version)
 			if err != nil {
 				return err
 			}
-			if version != e.version {
+			if !lives {
 				continue
 			}
 			if err := wb.Set(e.key, e.value); err != nil {

@@ -198,9 +198,10 @@ func (p *space) roomToClose() (bool, error) {
 	return avail >= lastResort, err
 }
 
-// roomToRewrite makes room for the live part of one value log, out of the reserve if
-// need be: that is one of the things it is for.
-func (p *space) roomToRewrite(need int64) error {
+// roomToRewrite makes room for n bytes that are moved from one value log to another, out of
+// the reserve if need be: that is one of the things it is for. Enough stays for the rest
+// that Badger writes.
+func (p *space) roomToRewrite(n int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.busy = time.Now()
@@ -208,6 +209,7 @@ func (p *space) roomToRewrite(need int64) error {
 	if err != nil {
 		return err
 	}
+	need := headroom/2 + n
 	if avail < need && p.have > 0 {
 		if err := p.resize(max(0, p.have-(need-avail))); err != nil {
 			return err
@@ -219,7 +221,7 @@ func (p *space) roomToRewrite(need int64) error {
 	if avail < need {
 		return fmt.Errorf("blockstore: reclaim: %w", ErrNoSpace)
 	}
-	return p.allocateVlog(need/2, avail)
+	return p.allocateVlog(n, avail-lastResort)
 }
 
 // allocateVlog backs the value log with blocks for n bytes beyond what is written, out

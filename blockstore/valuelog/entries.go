@@ -19,6 +19,7 @@ import (
 const (
 	logHeader   = 20
 	entryHeader = 2 + 5 + 5 + 10 // at most
+	voidHeader  = 2 + 1 + 2 + 1  // at least
 	entrySum    = 4
 	keyMost     = 512 // more than any key of ours
 )
@@ -120,14 +121,14 @@ func parseEntry(b []byte, at int64) (e Entry, size int64, err error) {
 }
 
 // Void overwrites the beginning of a finished value log in which nothing lives: Badger, when it
-// collects it, reads nothing of it then, and deletes it. Whoever still looks up the first
-// entry of before gets an empty value.
+// collects it, reads nothing of it then, and deletes it. Nothing but the first header is
+// touched: whoever has looked up that entry before gets an empty value, or still has it.
 func Void(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("value log: %w", err)
 	}
-	_, err = f.WriteAt(make([]byte, entryHeader), logHeader)
+	_, err = f.WriteAt(make([]byte, voidHeader), logHeader)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("value log: %w", err)
 	}
