@@ -171,8 +171,11 @@ func (s *Store) reclaim(ctx context.Context, keep func() int64) error {
 		if s.stranded.Load() {
 			return fmt.Errorf("blockstore: reclaim: %w after a fault on the disk", ErrFailed)
 		}
+		if s.stillDropping() {
+			return nil
+		}
 		dropped, err := s.dropDead(ctx, &m)
-		if err != nil {
+		if err != nil || len(s.dropping) > 0 {
 			return err
 		}
 		excess := s.counts.dead.Load() - keep()
@@ -186,6 +189,16 @@ func (s *Store) reclaim(ctx context.Context, keep func() int64) error {
 			return err
 		}
 	}
+}
+
+// stillDropping says whether a value log that was dropped is there yet: an iterator is open. Nothing
+// can be given back then, and Badger must not be asked for that value log again.
+func (s *Store) stillDropping() bool {
+	s.dropping = slices.DeleteFunc(s.dropping, func(path string) bool {
+		_, err := os.Lstat(path)
+		return errors.Is(err, os.ErrNotExist)
+	})
+	return len(s.dropping) > 0
 }
 
 // dropDead lets Badger find out what is dead, and delete the value logs in which nothing
@@ -218,6 +231,9 @@ func (s *Store) dropDead(ctx context.Context, m *mover) (dropped int, err error)
 		if err != nil {
 			return dropped, s.fail(fmt.Errorf("badger: collect a value log: %w", err))
 		}
+		if s.dropping = append(s.dropping, list[0].Path); s.stillDropping() {
+			break
+		}
 	}
 	if err := errors.Join(s.Err(), s.recountDead()); err != nil {
 		return dropped, err
@@ -246,6 +262,9 @@ func (s *Store) empty(ctx context.Context, m *mover, part float64, excess int64)
 		err := m.empty(ctx, log.Path)
 		if errors.Is(err, valuelog.ErrDamaged) { // what lives in it stays where it is
 			s.opt.Logger.Warn("value log is not collected", "error", err)
+			if err := valuelog.Overlook(log.Path); err != nil {
+				return emptied, err
+			}
 			continue
 		}
 		if errors.Is(err, os.ErrNotExist) { // Badger has just deleted it
@@ -280,11 +299,13 @@ func (m *mover) empty(ctx context.Context, path string) error {
 	txn := m.s.db.NewTransaction(false) // begun after the file was finished: it sees all of it that lives
 	defer txn.Discard()
 	err := valuelog.Entries(path, func(e *valuelog.Entry) error {
+		if e.Room() > maxBatch {
+			return fmt.Errorf("%w: value of %d bytes", valuelog.ErrDamaged, e.Room())
+		}
 		if len(m.room)+e.Room() > cap(m.room) {
 			if err := m.flush(ctx); err != nil {
 				return err
 			}
-			m.room = slices.Grow(m.room, e.Room())
 		}
 		start := len(m.room)
 		room, err := e.Append(m.room) // the dead are checked as well: a key may be damaged

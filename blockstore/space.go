@@ -209,7 +209,7 @@ func (p *space) roomToRewrite(n int64) error {
 	if err != nil {
 		return err
 	}
-	need := headroom/2 + n
+	need := headroom + n
 	if avail < need && p.have > 0 {
 		if err := p.resize(max(0, p.have-(need-avail))); err != nil {
 			return err

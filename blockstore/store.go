@@ -66,6 +66,7 @@ type Store struct {
 	gc          gcState
 	writing     sync.RWMutex // held shared by writers, exclusive to rewrite a value log
 	reclaiming  sync.Mutex
+	dropping    []string     // value logs that Badger deletes when the last iterator is closed; guarded by reclaiming
 	journalSize atomic.Int64 // of the files that the pool is for, in bytes
 	passes      passes
 	wake        chan struct{} // reclaim may have something to do

@@ -1,6 +1,7 @@
 package valuelog
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,13 +20,16 @@ import (
 const (
 	logHeader   = 20
 	entryHeader = 2 + 5 + 5 + 10 // at most
-	voidHeader  = 2 + 1 + 2 + 1  // at least
 	entrySum    = 4
 	keyMost     = 512 // more than any key of ours
 )
 
 // ErrDamaged: the value log is not what Badger has written.
 var ErrDamaged = errors.New("value log: damaged")
+
+// voidMark is an entry header that Badger never writes: a user meta, and no key. It is as
+// short as the shortest real one.
+var voidMark = []byte{0, 1, 0, 0, 0, 0}
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -45,7 +49,7 @@ func (e *Entry) Room() int { return int(e.n) + entrySum }
 func (e *Entry) Append(dst []byte) ([]byte, error) {
 	b := dst[len(dst) : len(dst)+e.Room()]
 	if _, err := e.file.ReadAt(b, e.off); err != nil {
-		return dst, fmt.Errorf("value log: %w", err)
+		return dst, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	value, sum := b[:e.n], binary.BigEndian.Uint32(b[e.n:])
 	if crc32.Update(crc32.Checksum(e.head, castagnoli), castagnoli, value) != sum {
@@ -70,14 +74,17 @@ func Entries(path string, fn func(e *Entry) error) error {
 	for at := int64(logHeader); at < st.Size(); {
 		n, err := f.ReadAt(head, at)
 		if err != nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("value log: %w", err)
+			return fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		if at == logHeader && bytes.HasPrefix(head[:n], voidMark) {
+			return nil
 		}
 		e, size, err := parseEntry(head[:n], at)
 		if err != nil {
 			return fmt.Errorf("%w: %s: entry at %d: %w", ErrDamaged, filepath.Base(path), at, err)
 		}
 		if size == 0 {
-			return nil
+			return restIsZero(f, at, st.Size())
 		}
 		if size > st.Size()-at {
 			return fmt.Errorf("%w: %s: entry of %d bytes at %d of %d", ErrDamaged, filepath.Base(path), size, at, st.Size())
@@ -87,6 +94,22 @@ func Entries(path string, fn func(e *Entry) error) error {
 			return err
 		}
 		at += size
+	}
+	return nil
+}
+
+// restIsZero checks that a value log holds nothing from a place on: zeros where an entry
+// begins may also be a page that was lost.
+func restIsZero(f *os.File, at, end int64) error {
+	b := make([]byte, 64<<10)
+	for ; at < end; at += int64(len(b)) {
+		n, err := f.ReadAt(b, at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		if len(bytes.TrimLeft(b[:n], "\x00")) > 0 {
+			return fmt.Errorf("%w: %s: zeros at %d", ErrDamaged, filepath.Base(f.Name()), at)
+		}
 	}
 	return nil
 }
@@ -120,6 +143,32 @@ func parseEntry(b []byte, at int64) (e Entry, size int64, err error) {
 	return e, int64(used) + int64(k) + int64(v) + entrySum, nil
 }
 
+// Overlook makes Badger believe that nothing of a value log is dead, so that it does not collect
+// it before much more has died. Badger changes its statistics meanwhile: at worst another's are lost.
+func Overlook(path string) error {
+	stats := filepath.Join(filepath.Dir(path), "DISCARD")
+	fid, err := strconv.ParseUint(strings.TrimSuffix(filepath.Base(path), ".vlog"), 10, 64)
+	if err != nil {
+		return fmt.Errorf("value log: %w", err)
+	}
+	f, err := os.OpenFile(stats, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("value log: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return fmt.Errorf("value log: %w", err)
+	}
+	for off := 0; off+16 <= len(b) && binary.BigEndian.Uint64(b[off:]) != 0; off += 16 {
+		if binary.BigEndian.Uint64(b[off:]) == fid {
+			_, err := f.WriteAt(make([]byte, 8), int64(off)+8)
+			return err
+		}
+	}
+	return nil
+}
+
 // Void overwrites the beginning of a finished value log in which nothing lives: Badger, when it
 // collects it, reads nothing of it then, and deletes it. Nothing but the first header is
 // touched: whoever has looked up that entry before gets an empty value, or still has it.
@@ -128,7 +177,7 @@ func Void(path string) error {
 	if err != nil {
 		return fmt.Errorf("value log: %w", err)
 	}
-	_, err = f.WriteAt(make([]byte, voidHeader), logHeader)
+	_, err = f.WriteAt(voidMark, logHeader)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("value log: %w", err)
 	}
@@ -169,7 +218,7 @@ func MostDead(dir string, part float64) ([]Dying, error) {
 		}
 		st, err := os.Stat(path)
 		if err == nil && float64(dead[fid]) >= part*float64(st.Size()) {
-			list = append(list, Dying{Path: path, Dead: min(dead[fid], st.Size())})
+			list = append(list, Dying{Path: path, Dead: dead[fid]})
 		}
 	}
 	slices.SortStableFunc(list, func(a, b Dying) int { return int(b.Dead - a.Dead) })

@@ -107,3 +107,67 @@ func TestEntriesDamaged(t *testing.T) {
 		}
 	}
 }
+
+// TestVoid: a voided value log has no entries, while one whose beginning was lost is damaged.
+func TestVoid(t *testing.T) {
+	dir, _ := store(t, 3)
+	files, err := names(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "000001.vlog")
+	count := func(b []byte, void bool) (n int, err error) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if void {
+			if err := Void(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err = Entries(path, func(*Entry) error { n++; return nil })
+		return n, err
+	}
+	if n, err := count(raw, false); n != 3 || err != nil {
+		t.Fatalf("%d entries, %v", n, err)
+	}
+	if n, err := count(raw, true); n != 0 || err != nil {
+		t.Errorf("voided: %d entries, %v", n, err)
+	}
+	lost := bytes.Clone(raw)
+	clear(lost[:512])
+	if _, err := count(lost, false); !errors.Is(err, ErrDamaged) {
+		t.Errorf("without its beginning: %v, want ErrDamaged", err)
+	}
+	if n, err := count(append(bytes.Clone(raw), make([]byte, 100_000)...), false); n != 3 || err != nil {
+		t.Errorf("with zeros after its end: %d entries, %v", n, err)
+	}
+}
+
+// TestOverlook: only the statistics of one value log are forgotten.
+func TestOverlook(t *testing.T) {
+	dir := t.TempDir()
+	stats := make([]byte, 1<<12)
+	for i, dead := range []byte{200, 220, 240} {
+		stats[16*i+7], stats[16*i+15] = byte(i+1), dead
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%06d.vlog", i+1)), make([]byte, 300), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"DISCARD", "000004.vlog"} {
+		if err := os.WriteFile(filepath.Join(dir, name), stats, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Overlook(filepath.Join(dir, "000002.vlog")); err != nil {
+		t.Fatal(err)
+	}
+	list, err := MostDead(dir, 0.3)
+	if err != nil || len(list) != 2 || filepath.Base(list[0].Path) != "000003.vlog" || list[1].Dead != 200 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
