@@ -46,10 +46,14 @@ func TestParseRecipient(t *testing.T) {
 		}
 	}
 	rsaKey, edKey := strings.Fields(rsa)[1], strings.Fields(ed)[1]
+	last := "q"
+	if strings.HasSuffix(classic, last) {
+		last = "p"
+	}
 	for name, s := range map[string]string{
 		"nothing": "", "a word": "alice", "prefix": "age1", "hybrid prefix": "age1pq1",
 		"upper case":        strings.ToUpper(classic),
-		"checksum":          classic[:len(classic)-1] + "q",
+		"checksum":          classic[:len(classic)-1] + last,
 		"hybrid cut":        hybrid[:len(hybrid)-1],
 		"X25519 as phrase":  passphrasePrefix + classic,
 		"two":               classic + " " + classic,
