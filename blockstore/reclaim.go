@@ -18,8 +18,8 @@ import (
 )
 
 // Badger learns which bytes of a value log are dead when it compacts the keys that led
-// to them, and rewrites only files it knows to be dead enough. So: push the deletions
-// out of the memtable, compact, then collect value logs.
+// to them, and deletes only files it knows to be dead enough. So: push the deletions
+// out of the memtable, compact, drop what is dead; empty what is mostly dead, and again.
 const (
 	reclaimLeast  = 64 << 20
 	reclaimPart   = 2       // or half of what lives
@@ -370,10 +370,9 @@ func (m *mover) flush(ctx context.Context) error {
 	return err
 }
 
-// collectVlog rewrites one value log while nothing else is written: Badger takes its
-// newest version at the start of a rewrite without a lock, and rewriting beside
-// deletions has cost it data before. A file holds 64 MiB, so writers wait for a fraction
-// of a second; readers and journals do not.
+// collectVlog has Badger collect one value log while nothing else is written: it takes its
+// newest version at the start of that without a lock, and moving beside deletions has cost
+// it data before. One that was voided takes a moment; readers and journals do not wait.
 func (s *Store) collectVlog(ratio float64) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()

@@ -41,8 +41,8 @@ func valueLogs(t *testing.T, dir string) []string {
 	return files
 }
 
-// TestReclaimEmpties: what lives in value logs that are mostly dead is moved, also the small
-// records among it, and comes through a start after that.
+// TestReclaimEmpties: what lives in value logs that are mostly dead is moved, and comes through
+// starts after that.
 func TestReclaimEmpties(t *testing.T) {
 	s := newStore(t)
 	kept, gone := scattered(t, s, 600) // about 200 MiB
@@ -103,8 +103,12 @@ func TestReclaimOfDamaged(t *testing.T) {
 	s := newStore(t)
 	kept, _ := scattered(t, s, 600)
 	path := flipBit(t, s, kept[0])
+	before := len(valueLogs(t, s.Dir()))
 	if _, err := s.Reclaim(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if after := len(valueLogs(t, s.Dir())); after >= before {
+		t.Errorf("%d value logs of %d are left: the damaged one is in the way of the others", after, before)
 	}
 	if !slices.Contains(valueLogs(t, s.Dir()), path) {
 		t.Error("the damaged value log is gone")

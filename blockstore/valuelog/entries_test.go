@@ -32,6 +32,20 @@ func store(t *testing.T, n int) (dir string, values map[string][]byte) {
 	return dir, values
 }
 
+// oneLog is the only value log of a store of three values.
+func oneLog(t *testing.T) (raw []byte, values map[string][]byte) {
+	t.Helper()
+	dir, values := store(t, 3)
+	files, err := names(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raw, err = os.ReadFile(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	return raw, values
+}
+
 // TestEntries reads what Badger wrote.
 func TestEntries(t *testing.T) {
 	dir, want := store(t, 300)
@@ -67,15 +81,7 @@ func TestEntries(t *testing.T) {
 
 // TestEntriesDamaged changes each byte of the first entry, and cuts the file.
 func TestEntriesDamaged(t *testing.T) {
-	dir, values := store(t, 3)
-	files, err := names(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw, values := oneLog(t)
 	read := func(b []byte) (n int, err error) {
 		path := filepath.Join(t.TempDir(), "000001.vlog")
 		if err := os.WriteFile(path, b, 0o600); err != nil {
@@ -110,15 +116,7 @@ func TestEntriesDamaged(t *testing.T) {
 
 // TestVoid: a voided value log has no entries, while one whose beginning was lost is damaged.
 func TestVoid(t *testing.T) {
-	dir, _ := store(t, 3)
-	files, err := names(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw, _ := oneLog(t)
 	path := filepath.Join(t.TempDir(), "000001.vlog")
 	count := func(b []byte, void bool) (n int, err error) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
