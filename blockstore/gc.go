@@ -116,7 +116,7 @@ func (c *collector) end() {
 func firstWord(id ObjectID) uint64 { return binary.BigEndian.Uint64(id[:]) }
 
 func (c *collector) index(ctx context.Context) error {
-	c.words = make([]uint64, 0, c.s.counts.objects.Load())
+	c.words = make([]uint64, 0, max(0, c.s.counts.objects.Load()))
 	err := c.s.Objects(ctx, func(id ObjectID, _ int64) error {
 		c.words = append(c.words, firstWord(id))
 		return nil

@@ -12,8 +12,6 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/sealdisk/sealdisk/blockstore/valuelog"
 )
 
 // Object is sealed bytes and their id.
@@ -30,6 +28,8 @@ type counts struct {
 	objects atomic.Int64
 	live    atomic.Int64 // bytes of objects that are there
 	dead    atomic.Int64 // bytes in value logs that no key leads to; an estimate
+
+	deleting sync.Mutex // held from finding objects until they are gone: each is counted once
 }
 
 func (c *counts) put(size int64) {
@@ -168,19 +168,6 @@ func (s *Store) Get(ctx context.Context, id ObjectID, fn func(b []byte) error) e
 	return s.view("object", keyObject(id), id.String(), fn)
 }
 
-// Place is where the bytes of an object lie. They never change there; when the store
-// has moved them, reading them fails and [Store.Get] finds them again.
-type Place = valuelog.Place
-
-// Place gives the place of b, the bytes that [Store.Get] shows, and to be called while
-// it does. Reading at a place is cheaper than touching b. It is false if b has none.
-func (s *Store) Place(b []byte) (Place, bool) {
-	if len(b) < valueThreshold { // not in a value log
-		return Place{}, false
-	}
-	return s.files.Locate(b)
-}
-
 // Has reports whether an object is there. One that is will be kept by a collection
 // that is running, or that starts while a [Hold] is held.
 func (s *Store) Has(id ObjectID) (bool, error) {
@@ -246,6 +233,8 @@ const deleteBatch = 4096
 
 // deleteBatch returns the bytes that died.
 func (s *Store) deleteBatch(ctx context.Context, ids []ObjectID) (int64, error) {
+	s.counts.deleting.Lock()
+	defer s.counts.deleting.Unlock()
 	var keys [][]byte
 	var sizes []int64
 	var dead int64
@@ -306,6 +295,22 @@ func (s *Store) MarkComplete(ctx context.Context, ids ...ObjectID) error {
 		}
 		return nil
 	})
+}
+
+// Unmark takes the complete mark off nodes, durably.
+func (s *Store) Unmark(ctx context.Context, ids ...ObjectID) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	var keys [][]byte
+	for _, id := range ids {
+		if _, marked, err := s.exists(keyComplete(id)); err != nil {
+			return err
+		} else if marked {
+			keys = append(keys, keyComplete(id))
+		}
+	}
+	return s.deleteKeys(ctx, keys)
 }
 
 // IsComplete reports whether a node is marked as complete.

@@ -312,12 +312,25 @@ func AppendSegmentHeader(dst []byte, h SegmentHeader) []byte {
 // is bound to (0–31), its length table as it stands, and the sealed frames. The
 // slices alias b. The lengths are checked to add up to the object.
 func ParseSegmentHeader(b []byte) (h SegmentHeader, bound, table, body []byte, err error) {
-	const what = "segment header"
-	fail := func(err error) (SegmentHeader, []byte, []byte, []byte, error) {
+	h, bound, table, err = ParseSegmentHead(b, len(b))
+	if err != nil {
 		return SegmentHeader{}, nil, nil, nil, err
 	}
-	if len(b) < segmentHeaderSize || len(b) > MaxSegment {
-		return fail(corrupt(what, "segment of %d bytes", len(b)))
+	return h, bound, table, b[segmentHeaderSize+len(table):], nil
+}
+
+// MaxSegmentHead is the most that the header and the length table of a segment take.
+const MaxSegmentHead = segmentHeaderSize + 4*MaxFrames
+
+// ParseSegmentHead is [ParseSegmentHeader] for the beginning of a segment of size bytes:
+// header and length table at least.
+func ParseSegmentHead(b []byte, size int) (h SegmentHeader, bound, table []byte, err error) {
+	const what = "segment header"
+	fail := func(err error) (SegmentHeader, []byte, []byte, error) {
+		return SegmentHeader{}, nil, nil, err
+	}
+	if len(b) < segmentHeaderSize || len(b) > size || size > MaxSegment {
+		return fail(corrupt(what, "segment of %d bytes", size))
 	}
 	if string(b[:4]) != "SDsg" {
 		return fail(corrupt(what, "magic %q", b[:4]))
@@ -339,7 +352,7 @@ func ParseSegmentHeader(b []byte) (h SegmentHeader, bound, table, body []byte, e
 	}
 	copy(h.Epoch[:], b[16:32])
 	copy(h.Salt[:], b[32:64])
-	bound, table, body = b[:32:32], b[segmentHeaderSize:start:start], b[start:]
+	bound, table = b[:32:32], b[segmentHeaderSize:start:start]
 	h.Lengths = make([]uint32, n)
 	sum := 0
 	for i := range h.Lengths {
@@ -350,10 +363,10 @@ func ParseSegmentHeader(b []byte) (h SegmentHeader, bound, table, body []byte, e
 		}
 		sum += int(l & (1<<28 - 1))
 	}
-	if sum != len(body) {
-		return fail(corrupt(what, "frames of %d bytes in all, %d are there", sum, len(body)))
+	if sum != size-start {
+		return fail(corrupt(what, "frames of %d bytes in all, %d are there", sum, size-start))
 	}
-	return h, bound, table, body, nil
+	return h, bound, table, nil
 }
 
 // checkFrame checks entry i of a length table by itself. Frame 0 (the runs) is raw

@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -311,5 +312,32 @@ func TestBatchTellsOfFailure(t *testing.T) {
 	}
 	if st, err := s.Stats(); err != nil || st.Objects != 0 {
 		t.Errorf("%d objects, %v", st.Objects, err)
+	}
+}
+
+// TestFind: an object's place gives the bytes that Get shows, also after the store was
+// opened again; small objects, which Badger keeps elsewhere, and absent ones have none.
+func TestFind(t *testing.T) {
+	s := newStore(t)
+	objects := []Object{object(100), object(valueThreshold - 1), object(valueThreshold), object(16383), object(20_000), object(MaxSegment)}
+	put(t, s, objects...)
+	for range 2 {
+		for _, o := range objects {
+			p, ok, err := s.Find(o.ID)
+			if err != nil || ok != (len(o.Bytes) >= valueThreshold) {
+				t.Fatalf("object of %d bytes: %v, %v", len(o.Bytes), ok, err)
+			}
+			if !ok {
+				continue
+			}
+			got := make([]byte, p.Size())
+			if err := p.ReadAt(got, 0); err != nil || !bytes.Equal(got, o.Bytes) {
+				t.Errorf("object of %d bytes: %d bytes that are others, %v", len(o.Bytes), len(got), err)
+			}
+		}
+		if _, ok, err := s.Find(ObjectID{1}); ok || err != nil {
+			t.Errorf("an absent object: %v, %v", ok, err)
+		}
+		s = reopen(t, s)
 	}
 }

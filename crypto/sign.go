@@ -1,11 +1,13 @@
 package crypto
 
 import (
+	stdcrypto "crypto"
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 )
 
 // What a signature is over (docs/format.md §2). Only these are used.
@@ -72,6 +74,25 @@ func (h HostKey) Public() [32]byte { return h.s.public() }
 
 // Sign signs b for what, SignCommit or SignLease.
 func (h HostKey) Sign(what string, b []byte) [64]byte { return h.s.sign(what, b) }
+
+// TLS returns the key as TLS wants it, for this host's certificate and handshakes. What
+// those sign begins with the labels of RFC 8446 §4.4.3 or is a certificate, never with ours.
+func (h HostKey) TLS() stdcrypto.Signer { return tlsSigner{s: h.s} }
+
+// tlsSigner is an Ed25519 key that does not print.
+type tlsSigner struct {
+	redacted
+	s *signer
+}
+
+func (t tlsSigner) Public() stdcrypto.PublicKey {
+	public := t.s.public()
+	return ed25519.PublicKey(public[:])
+}
+
+func (t tlsSigner) Sign(rand io.Reader, message []byte, o stdcrypto.SignerOpts) ([]byte, error) {
+	return t.s.key.Sign(rand, message, o)
+}
 
 // CatalogueKey derives the key that seals one version of the catalogue of the
 // store (docs/format.md §2, "Host key"). Header is bytes 0–23 of its record.

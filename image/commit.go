@@ -82,9 +82,10 @@ func (d *Disk) commitOnce(ctx context.Context, e *edit, merges map[uint64]wear) 
 	if err := d.failed.Load(); err != nil {
 		return *err
 	}
+	began := time.Now()
 	f := d.freeze()
 	frozen := d.frozen
-	if frozen == nil && e == nil && len(merges) == 0 && f.absorbed == d.head.commit.Absorbed {
+	if frozen == nil && e == nil && len(merges) == 0 && f.absorbed == d.head.commit.Absorbed && d.head.inTerm() {
 		d.settle(f)
 		return nil
 	}
@@ -101,7 +102,14 @@ func (d *Disk) commitOnce(ctx context.Context, e *edit, merges map[uint64]wear) 
 		d.since.CompareAndSwap(0, f.since) // the next try is as urgent
 		return fmt.Errorf("image %v: commit: %w", d.id, err)
 	}
+	defer func() { d.s.Took("commit", time.Since(began)) }()
 	return d.install(ctx, next, out, frozen, f)
+}
+
+// inTerm says whether the head belongs to the newest term: journals are replayed in the
+// term of the head alone, so a new term begins with a commit.
+func (h *head) inTerm() bool {
+	return h.commit.Era == h.lease.Era && h.commit.Term == h.lease.Term
 }
 
 // liveCompression is S2 for what a guest writes, unless the image has none.
@@ -333,6 +341,7 @@ func (d *Disk) install(ctx context.Context, next *head, out *outcome, frozen *di
 	if err := d.anchorHead(next, f.absorbed); err != nil {
 		return d.fail(err)
 	}
+	d.s.moved(d.id)
 	if next.epoch != old.epoch {
 		d.switchJournal()
 	}
@@ -380,7 +389,7 @@ func (d *Disk) clear(ctx context.Context, old, next *head, absorbed blockstore.J
 	if old.id != next.id && !slices.ContainsFunc(next.snapshots, func(s record.Snapshot) bool { return s.Commit == old.id }) {
 		err = errors.Join(err, d.s.Store.DeleteCommits(ctx, d.id, old.id))
 	}
-	if err = errors.Join(err, d.sweep(ctx)); err != nil {
+	if err = errors.Join(err, d.unmark(ctx, old, next), d.sweep(ctx)); err != nil {
 		d.s.Log.Warn("clearing up after a commit", "image", d.id, "error", err)
 		if serr := d.s.Store.Err(); serr != nil {
 			return d.fail(serr)
@@ -401,6 +410,16 @@ func (d *Disk) dropJournals(absorbed blockstore.JournalNumber) (err error) {
 		return true
 	})
 	return err
+}
+
+// unmark takes the complete mark off a root that was replaced: its birth may not be known,
+// and then it stays while what is below it goes.
+func (d *Disk) unmark(ctx context.Context, old, next *head) error {
+	was, is := old.commit.Root, next.commit.Root
+	if was == nil || is != nil && was.ID == is.ID {
+		return nil
+	}
+	return d.s.Store.Unmark(ctx, was.ID)
 }
 
 // sweep deletes what no version with readers uses any more.

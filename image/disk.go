@@ -36,8 +36,8 @@ const (
 type Disk struct {
 	s        *Shared
 	id       blockstore.ImageID
-	readOnly bool
-	snapshot string // name, if it is one
+	readOnly atomic.Bool // until Promote
+	snapshot string      // name, if it is one
 
 	commitMu sync.Mutex      // one commit at a time; guards merges
 	merges   map[uint64]wear // regions to be planned again
@@ -99,7 +99,10 @@ type version struct {
 func (d *Disk) ID() blockstore.ImageID { return d.id }
 
 // ReadOnly reports whether writes are refused.
-func (d *Disk) ReadOnly() bool { return d.readOnly || d.failed.Load() != nil }
+func (d *Disk) ReadOnly() bool { return d.readOnly.Load() || d.failed.Load() != nil }
+
+// Failed reports whether an error has made it read-only for good.
+func (d *Disk) Failed() bool { return d.failed.Load() != nil }
 
 // Size in bytes.
 func (d *Disk) Size() int64 { return d.size.Load() }
@@ -126,7 +129,7 @@ func (d *Disk) writable() error {
 	if err := d.failed.Load(); err != nil {
 		return *err
 	}
-	if d.readOnly {
+	if d.readOnly.Load() {
 		return ErrReadOnly
 	}
 	return nil
@@ -194,7 +197,8 @@ func (d *Disk) dirtyBytes() int64 {
 // collection, which the caller keeps off; release ends that.
 func (d *Disk) Still(ctx context.Context) (still *Disk, release func(), err error) {
 	full := false
-	if !d.readOnly {
+	readOnly := d.readOnly.Load()
+	if !readOnly {
 		err := d.Commit(ctx)
 		full = errors.Is(err, blockstore.ErrNoSpace)
 		if err != nil && !full {
@@ -202,10 +206,11 @@ func (d *Disk) Still(ctx context.Context) (still *Disk, release func(), err erro
 		}
 	}
 	w := d.view()
-	still = &Disk{s: d.s, id: d.id, readOnly: true}
+	still = &Disk{s: d.s, id: d.id}
+	still.readOnly.Store(true)
 	still.begin(w.h, nil)
 	still.current.tree = w.v.tree
-	if d.readOnly || full { // what is in no commit: replayed from a journal, or without room for one
+	if readOnly || full { // what is in no commit: replayed from a journal, or without room for one
 		still.active, still.frozen = w.active, w.frozen
 		still.size.Store(d.Size())
 	}
@@ -240,15 +245,15 @@ func (s *Shared) Guard(id blockstore.ImageID) (release func()) {
 type guard struct {
 	id   blockstore.ImageID
 	mu   sync.Mutex // guards what follows
-	held *version
+	held []*version // the first of each time that the image was opened
 	over bool
 }
 
 func (g *guard) hold(v *version) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.held == nil && !g.over {
-		g.held = v
+	if !g.over {
+		g.held = append(g.held, v)
 		v.refs.Add(1)
 	}
 }
@@ -256,8 +261,8 @@ func (g *guard) hold(v *version) {
 func (g *guard) release() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.held != nil {
-		g.held.refs.Add(-1)
+	for _, v := range g.held {
+		v.refs.Add(-1)
 	}
 	g.held, g.over = nil, true
 }
@@ -335,12 +340,15 @@ func (d *Disk) Close(ctx context.Context) error {
 	if !d.closing.CompareAndSwap(false, true) {
 		return ErrClosed
 	}
-	if d.stop != nil {
-		d.stop()
-		<-d.done
+	d.commitMu.Lock() // Promote may just be starting it
+	stop, done := d.stop, d.done
+	d.commitMu.Unlock()
+	if stop != nil {
+		stop()
+		<-done
 	}
 	var err error
-	if !d.readOnly && d.failed.Load() == nil {
+	if !d.readOnly.Load() && d.failed.Load() == nil {
 		err = d.finish(ctx)
 		if errors.Is(err, blockstore.ErrNoSpace) && d.Flush(ctx) == nil {
 			d.s.Log.Warn("no room for a commit: the journal keeps what was written", "image", d.id)
@@ -447,7 +455,10 @@ func (d *Disk) Objects(ctx context.Context) (int64, error) {
 	w := d.view()
 	defer w.leave()
 	var n int64
-	err := w.v.tree.Walk(ctx, func(_ uint8, _ uint64, _ blockstore.Ref, leaf *record.Leaf, _ *record.Inner, err error) error {
+	err := w.v.tree.Walk(tree.Local(ctx), func(_ uint8, _ uint64, _ blockstore.Ref, leaf *record.Leaf, _ *record.Inner, err error) error {
+		if errors.Is(err, blockstore.ErrNotFound) { // of an image that is not whole here
+			return nil
+		}
 		n++
 		if leaf != nil {
 			n += int64(len(leaf.Objects))

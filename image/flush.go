@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/image/dirty"
@@ -68,9 +69,11 @@ func (d *Disk) Flush(ctx context.Context) error {
 	if d.closed.Load() {
 		return ErrClosed
 	}
-	if d.readOnly {
+	if d.readOnly.Load() {
 		return nil
 	}
+	began := time.Now()
+	defer func() { d.s.Took("flush", time.Since(began)) }()
 	err := d.waiting.do(&d.flushMu, func() error {
 		if d.closed.Load() {
 			return ErrClosed
@@ -170,7 +173,7 @@ func (d *Disk) openJournalLocked() error {
 	d.mu.RUnlock()
 	number := d.nextNumber
 	sealer, err := record.NewJournalSealer(record.Seal{Suite: d.s.suite, Epoch: h.epoch}, record.JournalHeader{
-		Image: d.id, Host: d.s.Key.Public(), Era: h.commit.Era, Term: h.commit.Term, Number: number, Base: h.id},
+		Image: d.id, Host: d.s.Key.Public(), Era: h.lease.Era, Term: h.lease.Term, Number: number, Base: h.id},
 		d.s.Key.JournalKey, d.lastTag)
 	if err != nil {
 		return d.fail(err)
@@ -285,7 +288,7 @@ func (d *Disk) replayOne(h *head, n blockstore.JournalNumber, all bool) (bool, e
 	if jh.Image != d.id || jh.Number != n {
 		return false, &blockstore.CorruptError{What: "journal", Key: n.String(), Cause: errors.New("of another place")}
 	}
-	if jh.Host != d.s.Key.Public() || jh.Era != h.commit.Era || jh.Term != h.commit.Term {
+	if jh.Host != d.s.Key.Public() || jh.Era != h.lease.Era || jh.Term != h.lease.Term {
 		if all && n <= d.mark.Journal { // we know that it was ours
 			return false, &blockstore.CorruptError{What: "journal", Key: n.String(), Cause: errors.New("host or term differs")}
 		}

@@ -75,7 +75,8 @@ func newSegmentCache(maxBytes int64) (*segmentCache, error) {
 // span is a run of sectors of one segment's data.
 type span struct {
 	object        *record.LeafObject
-	master        crypto.MasterKey // that opens it; set by read
+	image         blockstore.ImageID // set by read
+	master        crypto.MasterKey   // that opens it; set by read
 	region        uint64
 	offset, count int  // sectors of the segment's data
 	once          bool // nobody will read it again: not to be kept
@@ -88,7 +89,7 @@ func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out []
 	if !ok {
 		return out, corruptSegment(sp.object.Ref.ID, fmt.Errorf("unknown epoch %v", sp.object.Epoch))
 	}
-	sp.master = epoch.Master()
+	sp.image, sp.master = keys.Image, epoch.Master()
 	log := sp.object.FrameLog - sectorLog // sectors of a frame, as a power of two
 	first, last := sp.offset>>log, (sp.offset+sp.count-1)>>log
 	frames := make([][]byte, last-first+1)
@@ -127,18 +128,17 @@ func (s *Shared) open(ctx context.Context, epoch *crypto.Epoch, sp span, first i
 		}
 		s.segments.Invalidate(id) // moved, or damaged: the store says which
 	}
-	err := s.Store.Get(ctx, id, func(b []byte) error {
-		seg, err := openSegment(epoch, &sp, b)
+	if place, ok, err := s.Store.Find(id); err == nil && ok && s.openFound(epoch, place, &sp, first, frames) == nil {
+		return nil
+	}
+	ref := blockstore.SmallRef{ID: id, Length: sp.object.Ref.Length}
+	err := s.loader.Get(ctx, sp.image, ref, func(b []byte) error {
+		seg, err := record.OpenSegment(epoch, sp.region, sp.object.Salt, b)
+		if err == nil {
+			err = sp.fits(seg)
+		}
 		if err != nil {
 			return err
-		}
-		if place, ok := s.Store.Place(b); ok {
-			kept := *seg
-			kept.Forget()
-			if s.openAt(&kept, place, &sp, first, frames) == nil {
-				s.segments.Set(id, &opened{&kept, place, sp.region, sp.object.Sectors, sp.object.Salt, epoch.Master()})
-				return nil
-			}
 		}
 		return s.openFrames(seg, &sp, first, frames, func(i int) []byte {
 			off, n := seg.Sealed(i)
@@ -151,23 +151,65 @@ func (s *Shared) open(ctx context.Context, epoch *crypto.Epoch, sp span, first i
 	return nil
 }
 
-// openSegment opens the segment of a span, of which b is the object.
-func openSegment(epoch *crypto.Epoch, sp *span, b []byte) (*record.Segment, error) {
-	seg, err := record.OpenSegment(epoch, sp.region, sp.object.Salt, b)
-	if err != nil {
-		return nil, err
-	}
+// fits compares a segment with what the map says of it.
+func (sp *span) fits(seg *record.Segment) error {
 	if err := seg.Expect(int(sp.object.Sectors)); err != nil {
-		return nil, err
+		return err
 	}
 	if size := 1 << sp.object.FrameLog; seg.FrameSize() != size {
-		return nil, corruptSegment(sp.object.Ref.ID, fmt.Errorf("frames of %d bytes, the map says %d", seg.FrameSize(), size))
+		return corruptSegment(sp.object.Ref.ID, fmt.Errorf("frames of %d bytes, the map says %d", seg.FrameSize(), size))
 	}
-	return seg, nil
+	return nil
+}
+
+// smallObject is read whole, in bytes: a second read would cost more than the rest of it.
+const smallObject = 96 << 10
+
+// openFound is open for a segment whose place is known and whose header is not. What it
+// is wanted for a large part of is read at once.
+func (s *Shared) openFound(epoch *crypto.Epoch, place blockstore.Place, sp *span, first int, frames [][]byte) error {
+	size := place.Size()
+	n := size
+	if part := len(frames) << sp.object.FrameLog; size > smallObject && 2*part < int(sp.object.Sectors)*sectorSize {
+		n = min(size, blockstore.MaxSegmentHead)
+	}
+	buf, b := sealedBuffer(n)
+	defer sealedBytes.Put(buf)
+	if err := place.ReadAt(b, 0); err != nil {
+		return err
+	}
+	seg, err := record.OpenSegmentHead(epoch, sp.region, sp.object.Salt, b, size)
+	if err == nil {
+		err = sp.fits(seg)
+	}
+	if err != nil {
+		return err
+	}
+	if n < size {
+		err = s.openAt(seg, place, sp, first, frames)
+	} else {
+		err = s.openFrames(seg, sp, first, frames, func(i int) []byte {
+			off, n := seg.Sealed(i)
+			return b[off : off+n]
+		})
+	}
+	if err != nil {
+		return err
+	}
+	s.segments.Set(sp.object.Ref.ID, &opened{seg, place, sp.region, sp.object.Sectors, sp.object.Salt, epoch.Master()})
+	return nil
 }
 
 // sealedBytes are buffers for sealed frames on their way from a place.
 var sealedBytes = sync.Pool{New: func() any { return new([]byte) }}
+
+func sealedBuffer(n int) (buf *[]byte, b []byte) {
+	buf = sealedBytes.Get().(*[]byte)
+	if cap(*buf) < n {
+		*buf = make([]byte, n)
+	}
+	return buf, (*buf)[:n]
+}
 
 // openAt is open for a segment whose place is known: all that is wanted is read at once.
 func (s *Shared) openAt(seg *record.Segment, place blockstore.Place, sp *span, first int, frames [][]byte) error {
@@ -184,12 +226,8 @@ func (s *Shared) openAt(seg *record.Segment, place blockstore.Place, sp *span, f
 	start, _ := seg.Sealed(first + from)
 	end, n := seg.Sealed(first + to)
 	end += n
-	buf := sealedBytes.Get().(*[]byte)
+	buf, b := sealedBuffer(end - start)
 	defer sealedBytes.Put(buf)
-	if cap(*buf) < end-start {
-		*buf = make([]byte, end-start)
-	}
-	b := (*buf)[:end-start]
 	if err := place.ReadAt(b, start); err != nil {
 		return err
 	}

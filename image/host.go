@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image/anchor"
+	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/image/tree"
 )
 
@@ -32,8 +34,10 @@ type Host struct {
 	Anchor     *anchor.Anchor
 	Log        *slog.Logger
 	Now        func() time.Time
-	CacheBytes int64 // opened frames kept; 0 = DefaultCacheBytes
-	DirtyBytes int64 // uncommitted data, all disks together; 0 = DefaultDirtyBytes
+	Took       func(operation string, d time.Duration) // is told how long each "flush" and "commit" took; nil: nobody is
+	Fetch      tree.Fetch                              // brings what is missing of images that are not whole here; nil: nothing does
+	CacheBytes int64                                   // opened frames kept; 0 = DefaultCacheBytes
+	DirtyBytes int64                                   // uncommitted data, all disks together; 0 = DefaultDirtyBytes
 }
 
 // Shared is the running state behind a Host: caches, and the bound on dirty data.
@@ -49,7 +53,9 @@ type Shared struct {
 	mu      sync.Mutex   // for writers and guards
 	drained *sync.Cond   // dirty has shrunk, or a commit failed
 	writers map[blockstore.ImageID]*Disk
+	readers map[*Disk]struct{} // of heads that others write
 	guards  map[*guard]struct{}
+	watches map[blockstore.ImageID]chan struct{} // closed when there is another head
 }
 
 // NewShared makes the running state of a host.
@@ -57,10 +63,13 @@ func NewShared(h Host) (*Shared, error) {
 	if h.CacheBytes == 0 {
 		h.CacheBytes = DefaultCacheBytes
 	}
+	if h.Took == nil {
+		h.Took = func(string, time.Duration) {}
+	}
 	if h.DirtyBytes == 0 {
 		h.DirtyBytes = DefaultDirtyBytes
 	}
-	loader, err := tree.NewLoader(h.Store, nodeCacheBytes)
+	loader, err := tree.NewLoader(h.Store, nodeCacheBytes, h.Fetch)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +82,8 @@ func NewShared(h Host) (*Shared, error) {
 		return nil, err
 	}
 	s := &Shared{Host: h, loader: loader, frames: frames, segments: segments, suite: crypto.PreferredSuite(),
-		writers: make(map[blockstore.ImageID]*Disk), guards: make(map[*guard]struct{})}
+		writers: make(map[blockstore.ImageID]*Disk), readers: make(map[*Disk]struct{}), guards: make(map[*guard]struct{}),
+		watches: make(map[blockstore.ImageID]chan struct{})}
 	s.drained = sync.NewCond(&s.mu)
 	return s, nil
 }
@@ -94,8 +104,53 @@ func (s *Shared) leave(d *Disk) {
 	if s.writers[d.id] == d {
 		delete(s.writers, d.id)
 	}
+	delete(s.readers, d)
 	s.mu.Unlock()
 	s.drained.Broadcast()
+}
+
+// Dirty is how many bytes are in no commit yet, of all disks.
+func (s *Shared) Dirty() int64 { return s.dirty.Load() }
+
+// Changed gives a channel that is closed when the image may have another head than now.
+func (s *Shared) Changed(id blockstore.ImageID) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.watches[id]
+	if c == nil {
+		c = make(chan struct{})
+		s.watches[id] = c
+	}
+	return c
+}
+
+// moved tells those who watch an image that it has a new head.
+func (s *Shared) moved(id blockstore.ImageID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.watches[id]; c != nil {
+		close(c)
+		delete(s.watches, id)
+	}
+}
+
+// Advance makes disks that only read an image show the head that it has now: one that
+// came from a peer. What fails leaves a disk where it is.
+func (s *Shared) Advance(ctx context.Context, id blockstore.ImageID) error {
+	s.moved(id)
+	s.mu.Lock()
+	var readers []*Disk
+	for d := range s.readers {
+		if d.id == id {
+			readers = append(readers, d)
+		}
+	}
+	s.mu.Unlock()
+	var errs []error
+	for _, d := range readers {
+		errs = append(errs, d.advance(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 // throttle starts a commit at half the bound and makes a writer wait at the bound.
@@ -150,4 +205,43 @@ func (s *Shared) shrunk() {
 	s.mu.Lock()
 	s.drained.Broadcast()
 	s.mu.Unlock()
+}
+
+// Grant gives the lease of an image to another host, if this host holds it and nobody
+// here has the image open for writing ([ErrInUse]). It is durable on return: from then on
+// this host refuses to write. Asked again for the host that has it, it does nothing.
+func (s *Shared) Grant(ctx context.Context, id blockstore.ImageID, to [32]byte) error {
+	if err := s.settle(ctx, id); err != nil {
+		return err
+	}
+	h, _, err := s.load(ctx, id)
+	if err != nil {
+		return err
+	}
+	if h.lease.Holder == to {
+		return nil
+	}
+	if err := s.mayWrite(h); err != nil {
+		return err
+	}
+	raw, err := lease.Sign(&blockstore.Lease{
+		Image: id, Era: h.lease.Era, Term: h.lease.Term + 1, Holder: to, Previous: &h.lease.ID, LastCommit: &h.id,
+	}, s.Key.Sign)
+	if err != nil {
+		return err
+	}
+	_, err = s.Store.PutLease(ctx, raw) // the point of no return
+	return err
+}
+
+// settle commits what journals of an image hold: in another term they are not replayed.
+func (s *Shared) settle(ctx context.Context, id blockstore.ImageID) error {
+	d, err := s.Open(ctx, id, OpenOptions{})
+	if errors.Is(err, ErrNotHolder) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Commit(ctx), d.Close(ctx))
 }

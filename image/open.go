@@ -27,9 +27,10 @@ type OpenOptions struct {
 // image (ErrInUse), on the host that holds its lease (ErrNotHolder). Older than the
 // anchor is ErrRolledBack; keys that do not fit are crypto.ErrNoIdentity.
 func (s *Shared) Open(ctx context.Context, id blockstore.ImageID, o OpenOptions) (*Disk, error) {
-	d := &Disk{s: s, id: id, readOnly: o.ReadOnly || o.Snapshot != "", snapshot: o.Snapshot,
-		merges: make(map[uint64]wear), kicks: make(chan struct{}, 1)}
-	if !d.readOnly { // before anything is read: the writer before has made its last commit
+	d := &Disk{s: s, id: id, snapshot: o.Snapshot, merges: make(map[uint64]wear), kicks: make(chan struct{}, 1)}
+	reads := o.ReadOnly || o.Snapshot != ""
+	d.readOnly.Store(reads)
+	if !reads { // before anything is read: the writer before has made its last commit
 		if err := s.enter(d); err != nil {
 			return nil, err
 		}
@@ -38,7 +39,51 @@ func (s *Shared) Open(ctx context.Context, id blockstore.ImageID, o OpenOptions)
 		d.release()
 		return nil, err
 	}
+	if reads && d.snapshot == "" {
+		if err := s.follow(ctx, d); err != nil {
+			d.release()
+			return nil, err
+		}
+	}
 	return d, nil
+}
+
+// follow lets a disk that only reads have the heads that come.
+func (s *Shared) follow(ctx context.Context, d *Disk) error {
+	s.mu.Lock()
+	s.readers[d] = struct{}{}
+	s.mu.Unlock()
+	id, _, err := s.Store.Head(d.id)
+	if err != nil || id == d.state().id {
+		return err
+	}
+	return d.advance(ctx) // one came before it was known
+}
+
+// advance makes a disk that only reads show the newest head.
+func (d *Disk) advance(ctx context.Context) error {
+	d.commitMu.Lock()
+	defer d.commitMu.Unlock()
+	h, _, err := d.s.load(ctx, d.id)
+	if err != nil {
+		return err
+	}
+	if d.state().id == h.id || !d.readOnly.Load() {
+		return nil
+	}
+	d.forgetReplayed()
+	d.begin(h, nil)
+	return nil
+}
+
+// forgetReplayed drops what a disk that only reads had from journals.
+func (d *Disk) forgetReplayed() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.active != nil {
+		d.active.Release()
+	}
+	d.active = nil
 }
 
 // load makes the disk ready for use.
@@ -55,13 +100,74 @@ func (d *Disk) load(ctx context.Context) error {
 		d.begin(h, nil)
 		return nil
 	}
-	if holder := h.lease.Holder; !d.readOnly && holder != d.s.Key.Public() {
-		return fmt.Errorf("image %v: %w: host %x", d.id, ErrNotHolder, holder[:8])
+	if d.readOnly.Load() {
+		return d.start(h)
 	}
-	if !d.readOnly && !h.commit.MayWrite() {
-		return fmt.Errorf("image %v: it has features that this version does not write: %w", d.id, blockstore.ErrFormat)
+	if err := d.s.mayWrite(h); err != nil {
+		return err
 	}
-	return d.start(ctx, h)
+	if err := d.start(h); err != nil {
+		return err
+	}
+	return d.run(ctx)
+}
+
+// mayWrite is nil if this host holds the lease and knows how to write the image.
+func (s *Shared) mayWrite(h *head) error {
+	if holder := h.lease.Holder; holder != s.Key.Public() {
+		return fmt.Errorf("image %v: %w: host %x", h.commit.Image, ErrNotHolder, holder[:8])
+	}
+	if !h.commit.MayWrite() {
+		return fmt.Errorf("image %v: it has features that this version does not write: %w", h.commit.Image, blockstore.ErrFormat)
+	}
+	return nil
+}
+
+// Promote lets a disk that was opened read-only write, now that this host holds the
+// lease ([ErrNotHolder]); its readers go on. After an error it is as before. ErrInUse:
+// another disk writes the image.
+func (d *Disk) Promote(ctx context.Context) error {
+	if d.snapshot != "" {
+		return ErrReadOnly
+	}
+	d.commitMu.Lock()
+	defer d.commitMu.Unlock()
+	if d.closing.Load() {
+		return ErrClosed
+	}
+	if !d.readOnly.Load() {
+		return nil
+	}
+	if err := d.s.enter(d); err != nil {
+		return err
+	}
+	if err := d.promoteLocked(ctx); err != nil {
+		d.s.leave(d)
+		return errors.Join(err, d.s.follow(ctx, d))
+	}
+	d.s.mu.Lock()
+	delete(d.s.readers, d)
+	d.s.mu.Unlock()
+	d.readOnly.Store(false)
+	d.background(ctx)
+	return nil
+}
+
+// promoteLocked begins the term with a commit, before anybody may write.
+func (d *Disk) promoteLocked(ctx context.Context) error {
+	h, mark, err := d.s.load(ctx, d.id)
+	if err != nil {
+		return err
+	}
+	if err := d.s.mayWrite(h); err != nil {
+		return err
+	}
+	d.mark = mark
+	d.forgetReplayed()
+	if err := d.start(h); err != nil {
+		return err
+	}
+	return d.commitLocked(ctx, nil)
 }
 
 // begin makes a head the state that readers see, below a set of dirty sectors.
@@ -76,8 +182,8 @@ func (d *Disk) begin(h *head, active *dirty.Set) {
 	d.changed.Store(h.commit.Time.UnixNano())
 }
 
-// start replays journals and, if the disk is to be written, commits what they held.
-func (d *Disk) start(ctx context.Context, h *head) error {
+// start makes the disk readable: a head, and what this host's journals add to it.
+func (d *Disk) start(h *head) error {
 	d.begin(h, dirty.New(&d.s.dirty))
 	if err := d.replay(h); err != nil {
 		return err
@@ -87,21 +193,30 @@ func (d *Disk) start(ctx context.Context, h *head) error {
 			return err
 		}
 	}
-	if d.readOnly {
-		return nil
-	}
+	return nil
+}
+
+// run makes the disk writable: it commits what journals held, which also begins the term
+// if it is a new one, and starts the committer.
+func (d *Disk) run(ctx context.Context) error {
 	err := d.commit(ctx, nil)
 	switch {
-	case errors.Is(err, blockstore.ErrNoSpace): // what the journals held is frozen, readable, and still in them
-		d.s.Log.Warn("no room for a commit", "image", d.id)
+	case errors.Is(err, blockstore.ErrNoSpace), errors.Is(err, tree.ErrMissing):
+		// What the journals held is frozen, readable, and still in them.
+		d.s.Log.Warn("a commit has to wait", "image", d.id, "error", err)
 		d.stall.Store(&err)
 	case err != nil:
 		return err
 	}
+	d.background(ctx)
+	return nil
+}
+
+// background starts the committer.
+func (d *Disk) background(ctx context.Context) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	d.stop, d.done = stop, make(chan struct{})
 	go d.committer(background)
-	return nil
 }
 
 // load reads the head of an image and checks it against everything that vouches for it.
@@ -121,13 +236,12 @@ func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, anchor
 	if err != nil {
 		return fail(err)
 	}
-	public, term, err := chain.Check(id, headID, raw)
+	public, err := chain.CheckHead(id, headID, raw)
+	if errors.Is(err, lease.ErrSuperseded) {
+		return fail(fmt.Errorf("%w: the head was %w", ErrFork, err))
+	}
 	if err != nil {
 		return fail(err)
-	}
-	newest := chain[len(chain)-1]
-	if term.ID != newest.ID && (newest.LastCommit == nil || *newest.LastCommit != headID) {
-		return fail(fmt.Errorf("%w: the head was signed after its holder had given the lease away", ErrFork))
 	}
 	if seen {
 		switch c := public.Position().Compare(mark.Position()); {
@@ -137,7 +251,7 @@ func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, anchor
 			return fail(fmt.Errorf("%w: commits %v and %v at %v", ErrFork, headID, mark.Commit, mark.Position()))
 		}
 	}
-	h := &head{id: headID, lease: newest}
+	h := &head{id: headID, lease: chain.Newest()}
 	if err := s.openHead(ctx, h, id, raw); err != nil {
 		return fail(err)
 	}
@@ -150,7 +264,7 @@ func (s *Shared) openHead(ctx context.Context, h *head, id blockstore.ImageID, r
 	if err != nil {
 		return err
 	}
-	b, err := s.small(ctx, public.Keyring)
+	b, err := s.small(ctx, id, public.Keyring)
 	if err != nil {
 		return fmt.Errorf("keyring: %w", err)
 	}
@@ -170,7 +284,7 @@ func (s *Shared) openHead(ctx context.Context, h *head, id blockstore.ImageID, r
 	if h.commit.CommitPublic.Snapshots == nil {
 		return nil
 	}
-	if b, err = s.small(ctx, *h.commit.CommitPublic.Snapshots); err != nil {
+	if b, err = s.small(ctx, id, *h.commit.CommitPublic.Snapshots); err != nil {
 		return fmt.Errorf("snapshot table: %w", err)
 	}
 	h.snapshots, err = record.OpenSnapshots(h.keys, b)
@@ -219,8 +333,8 @@ func (s *Shared) loadSnapshot(_ context.Context, h *head, name string) (*head, e
 }
 
 // small reads a keyring, image key, table or dependency map and checks it against its id.
-func (s *Shared) small(ctx context.Context, ref blockstore.SmallRef) (b []byte, err error) {
-	err = s.Store.Get(ctx, ref.ID, func(v []byte) error {
+func (s *Shared) small(ctx context.Context, image blockstore.ImageID, ref blockstore.SmallRef) (b []byte, err error) {
+	err = s.loader.Get(ctx, image, ref, func(v []byte) error {
 		if len(v) != int(ref.Length) || blockstore.IDOf(v) != ref.ID {
 			return &blockstore.CorruptError{What: "object", Key: ref.ID.String(), Cause: errors.New("digest differs")}
 		}

@@ -6,7 +6,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/image/tree"
 )
 
 // Bounds of the start-up list (docs/format.md §7, Dependency map).
@@ -35,7 +37,7 @@ type tracer struct {
 // Record begins to record the start-up list, from the next read on. It ends by
 // itself and is kept in the dependency map when the disk is closed.
 func (d *Disk) Record() {
-	if d.readOnly {
+	if d.readOnly.Load() {
 		return
 	}
 	d.trace.CompareAndSwap(nil, &tracer{disk: d, now: d.s.Now, seen: make(map[int64]struct{})})
@@ -137,7 +139,7 @@ func (s *Shared) depmap(ctx context.Context, h *head) (*record.DepMap, error) {
 	if h.commit.DepMap == nil {
 		return &record.DepMap{}, nil
 	}
-	b, err := s.small(ctx, *h.commit.DepMap)
+	b, err := s.small(ctx, h.commit.Image, *h.commit.DepMap)
 	if err != nil {
 		return nil, err
 	}
@@ -152,6 +154,84 @@ func (d *Disk) startup(ctx context.Context, h *head) []record.Range {
 		return nil
 	}
 	return m.Startup
+}
+
+// StartupLeaves names the leaves of the map that the start-up list of an image needs.
+func (s *Shared) StartupLeaves(ctx context.Context, id blockstore.ImageID) ([]blockstore.SmallRef, error) {
+	t, list, err := s.startupList(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	var refs []blockstore.SmallRef
+	seen := make(map[uint64]bool)
+	for _, r := range list {
+		for region := uint64(r.Offset) / regionSize; region <= uint64(r.Offset+r.Length-1)/regionSize; region++ {
+			if seen[region] {
+				continue
+			}
+			seen[region] = true
+			ref, ok, err := t.LeafRef(ctx, region)
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				refs = append(refs, ref)
+			}
+		}
+	}
+	return refs, nil
+}
+
+// StartupSegments names the segments that the start-up list of an image needs, in order.
+func (s *Shared) StartupSegments(ctx context.Context, id blockstore.ImageID) ([]blockstore.SmallRef, error) {
+	t, list, err := s.startupList(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	var refs []blockstore.SmallRef
+	seen := make(map[blockstore.ObjectID]bool)
+	for _, r := range list {
+		for sector, end := uint64(r.Offset)/sectorSize, uint64(r.Offset+r.Length-1)/sectorSize; sector <= end; {
+			region := sector / record.RegionSectors
+			leaf, err := t.Leaf(ctx, region)
+			if err != nil {
+				return nil, err
+			}
+			last := min(end, (region+1)*record.RegionSectors-1)
+			if leaf != nil {
+				refs = appendSegments(refs, seen, leaf, uint16(sector%record.RegionSectors), uint16(last%record.RegionSectors))
+			}
+			sector = last + 1
+		}
+	}
+	return refs, nil
+}
+
+// appendSegments appends the segments of sectors first to last of a leaf that are not seen yet.
+func appendSegments(refs []blockstore.SmallRef, seen map[blockstore.ObjectID]bool, leaf *record.Leaf, first, last uint16) []blockstore.SmallRef {
+	for i := leaf.Find(first); i < len(leaf.Extents) && leaf.Extents[i].First <= last; i++ {
+		x := leaf.Extents[i]
+		if x.Object == record.ZeroObject {
+			continue
+		}
+		if o := leaf.Objects[x.Object].Ref; !seen[o.ID] {
+			seen[o.ID] = true
+			refs = append(refs, blockstore.SmallRef{ID: o.ID, Length: o.Length})
+		}
+	}
+	return refs
+}
+
+func (s *Shared) startupList(ctx context.Context, id blockstore.ImageID) (tree.Tree, []record.Range, error) {
+	h, _, err := s.load(ctx, id)
+	if err != nil {
+		return tree.Tree{}, nil, err
+	}
+	m, err := s.depmap(ctx, h)
+	if err != nil {
+		return tree.Tree{}, nil, err
+	}
+	return tree.Tree{Loader: s.loader, Keys: h.keys, Root: h.commit.Root}, m.Startup, nil
 }
 
 // Startup gives the recorded start-up list: what a guest needs first, in order.

@@ -20,6 +20,7 @@ func (s *Shared) Verify(ctx context.Context, id blockstore.ImageID, report func(
 	if err := audit.Public(ctx, s.Store, id, report, nil); err != nil {
 		return err
 	}
+	ctx = tree.Local(ctx) // what is not here yet is said to be missing
 	v := audit.NewTally(id, report, progress)
 	h, _, err := s.load(ctx, id)
 	if err != nil {

@@ -2,37 +2,34 @@ package valuelog
 
 import (
 	"bytes"
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"testing"
 )
 
-// A place is found by address, reads what lies there, and fails once the file is gone.
+// A place reads what lies there and nothing beside it, and fails once the file is gone.
 func TestPlace(t *testing.T) {
 	dir := t.TempDir()
-	first := mapped(t, dir, "000001.vlog", 'a', fileSize)
-	second := mapped(t, dir, "000002.vlog", 'b', fileSize)
-	copy(second[8192:], "what is looked for, and more than sixty-four bytes of it, so that it is found")
+	content := bytes.Repeat([]byte("what is looked for; "), 1000)
+	if err := os.WriteFile(filepath.Join(dir, "000002.vlog"), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	f := Files{Dir: dir}
 	t.Cleanup(f.Close)
-	p, ok := f.Locate(second[8192 : 8192+4096])
-	if !ok {
-		t.Fatal("no place for bytes of a value log")
+	file, err := f.file(2)
+	if err != nil {
+		t.Fatal(err)
 	}
+	p := Place{files: &f, file: file, off: 8192, n: 4096}
 	got := make([]byte, 100)
-	if err := p.ReadAt(got, 10); err != nil || !bytes.Equal(got, second[8202:8302]) {
+	if err := p.ReadAt(got, 10); err != nil || !bytes.Equal(got, content[8202:8302]) {
 		t.Errorf("read %q, %v", got, err)
 	}
 	for _, off := range []int{-1, 4000, 1 << 20} {
 		if err := p.ReadAt(got, off); err == nil {
 			t.Errorf("a read at %d of 4096 bytes", off)
 		}
-	}
-	if _, ok := f.Locate(first[:4096]); !ok {
-		t.Error("no place in the first value log")
-	}
-	if _, ok := f.Locate(make([]byte, 4096)); ok {
-		t.Error("a place for memory that is no file's")
 	}
 	if err := os.Remove(filepath.Join(dir, "000002.vlog")); err != nil {
 		t.Fatal(err)
@@ -41,28 +38,23 @@ func TestPlace(t *testing.T) {
 	if err := p.ReadAt(got, 10); err == nil {
 		t.Error("a collected value log is read, so it still takes space")
 	}
+	if _, err := f.file(1); err == nil {
+		t.Error("a value log that is not there was opened")
+	}
 }
 
-// What is no longer where the list of mappings has it is not believed.
-func TestPlaceIsChecked(t *testing.T) {
-	dir := t.TempDir()
-	b := mapped(t, dir, "000001.vlog", 'a', fileSize)
-	mapped(t, dir, "000002.vlog", 'b', fileSize)
-	f := Files{Dir: dir}
-	t.Cleanup(f.Close)
-	if _, ok := f.Locate(b[:4096]); !ok {
-		t.Fatal("no place for bytes of a value log")
+// The value of an entry lies behind its header and key, whatever the length of the varints.
+func TestValueOf(t *testing.T) {
+	const key = 41
+	for _, n := range []int{1, 63, 127, 128, 129, 16383, 16384, 1 << 20, 1<<21 - 1, 1 << 21} {
+		head := 2 + len(binary.AppendUvarint(nil, key)) + len(binary.AppendUvarint(nil, uint64(n))) + 1
+		start, got, ok := valueOf(head+key+n+4, key)
+		if !ok || start != head+key || got != n {
+			t.Errorf("value of %d bytes: %d bytes at %d, %v", n, got, start, ok)
+		}
 	}
-	for i := range f.maps { // as if the addresses were another file's by now
-		f.maps[i].path = filepath.Join(dir, "000002.vlog")
-	}
-	p, ok := f.Locate(b[4096:8192])
-	if !ok {
-		t.Fatal("the mappings are not looked up again")
-	}
-	got := make([]byte, 16)
-	if err := p.ReadAt(got, 0); err != nil || !bytes.Equal(got, b[:16]) {
-		t.Errorf("read %q, %v", got, err)
+	if _, _, ok := valueOf(40, key); ok {
+		t.Error("a value in an entry that is too short")
 	}
 }
 

@@ -65,9 +65,21 @@ complete -c sealdisk -a '(__sealdisk_complete)'
 `
 )
 
-// completeImages prints the names of the images, or nothing: it waits for nobody
-// and asks nobody.
+// completeImages prints the names of the images.
 func completeImages(c *cli.Context) {
+	complete(c, func(ask asker) (names []string) {
+		if ask(daemon.OpNames, &names) != nil {
+			return nil
+		}
+		return names
+	})
+}
+
+// asker asks the daemon for a list.
+type asker func(op string, list any) error
+
+// complete prints names, or nothing: it waits for nobody and asks nobody.
+func complete(c *cli.Context, names func(ask asker) []string) {
 	if err := newEnv(c); err != nil {
 		return
 	}
@@ -78,11 +90,7 @@ func completeImages(c *cli.Context) {
 		return
 	}
 	defer conn.Close()
-	var names []string
-	if err := conn.Call(ctx, daemon.OpNames, daemon.Nothing{}, nil, &names, nil); err != nil {
-		return
-	}
-	for _, n := range names {
+	for _, n := range names(func(op string, list any) error { return conn.Call(ctx, op, daemon.Nothing{}, nil, list, nil) }) {
 		fmt.Fprintln(c.App.Writer, n)
 	}
 }

@@ -30,6 +30,7 @@ var exits = []struct {
 	{daemon.CodeLease, 11, "the image may be written elsewhere only"},
 	{daemon.CodeRolledBack, 12, "the store or an image is older than what this host has seen, or has two histories"},
 	{daemon.CodePermission, 13, "the operating system does not allow it"},
+	{daemon.CodePeer, 14, "a peer cannot be reached, is not the one that was pinned, or refuses"},
 	{daemon.CodeInterrupted, 130, "interrupted"},
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
@@ -37,6 +38,9 @@ func printList(w io.Writer, list []daemon.Listed) {
 		state := "-"
 		if l.InUse {
 			state = "in use"
+		}
+		if l.NoKeys {
+			l.Error = "replica without keys"
 		}
 		if l.Error != "" {
 			fmt.Fprintf(t, "%s\t-\t-\t-\t-\t%s\n", l.Name, l.Error)
@@ -74,6 +78,15 @@ func printInfo(w io.Writer, in daemon.Info) {
 	row := func(name, format string, args ...any) { fmt.Fprintf(t, name+"\t"+format+"\n", args...) }
 	row("name", "%s", in.Name)
 	row("id", "%s", in.ID)
+	if in.NoKeys {
+		row("keys", "none: a replica")
+		row("stored", "%s", bytesText(in.Stored))
+		row("commit", "%d of term %d.%d", in.Commit.Seq, in.Commit.Era, in.Commit.Term)
+		row("epochs", "%d", in.Epochs)
+		row("snapshots", "%d", len(in.Snapshots))
+		printWhose(row, in)
+		return
+	}
 	row("size", "%s (%d bytes)", bytesText(in.Size), in.Size)
 	row("allocated", "%s", bytesText(in.Allocated))
 	row("stored", "%s in %d objects, %s", bytesText(in.Stored), in.Objects, in.Compression)
@@ -97,6 +110,25 @@ func printInfo(w io.Writer, in daemon.Info) {
 			name = p.ID
 		}
 		row("parent", "%s", name)
+	}
+	printWhose(row, in)
+}
+
+func printWhose(row func(name, format string, args ...any), in daemon.Info) {
+	holder := in.HolderName
+	if holder == "" {
+		holder = in.Holder
+	}
+	row("written by", "%s", holder)
+	if m := in.Missing; m != nil {
+		how := "not known yet how much"
+		if m.Total > 0 {
+			how = bytesText(m.Came) + " of " + bytesText(m.Total) + " came"
+		}
+		row("missing", "%s, from %s", how, strings.Join(m.Sources, ", "))
+	}
+	if in.Origin != "" {
+		row("came from", "%s", in.Origin)
 	}
 }
 
@@ -171,4 +203,44 @@ func resize(c *cli.Context) error {
 		size += in.Size
 	}
 	return e.call(c, daemon.OpResize, daemon.ResizeRequest{Name: a[0], Size: size}, nil, nil)
+}
+
+func snapshotCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "snapshot",
+		Usage:     "keep the present state of an image under a name",
+		ArgsUsage: "NAME@SNAP",
+		Description: `Works while a guest runs: the snapshot is what a power cut at that moment would leave.
+Mounts show it, read-only, as NAME@SNAP.
+
+Example: sealdisk snapshot debian@monday`,
+		BashComplete: completeImages,
+		Action: func(c *cli.Context) error {
+			a, err := args(c, 1, 1)
+			if err != nil {
+				return err
+			}
+			return envOf(c).call(c, daemon.OpSnapshot, daemon.NameRequest{Name: a[0]}, nil, nil)
+		},
+	}
+}
+
+func cloneCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "clone",
+		Usage:     "make an image that starts as a copy of another",
+		ArgsUsage: "NAME[@SNAP] NEW",
+		Description: `Takes no time and no space: both share what neither has changed. The clone has the
+recipients of the image that it was made from.
+
+Example: sealdisk clone debian@monday web1`,
+		BashComplete: completeImages,
+		Action: func(c *cli.Context) error {
+			a, err := args(c, 2, 2)
+			if err != nil {
+				return err
+			}
+			return envOf(c).call(c, daemon.OpClone, daemon.NewNameRequest{Name: a[0], New: a[1]}, nil, nil)
+		},
+	}
 }

@@ -3,15 +3,21 @@ package main
 import (
 	"errors"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/transfer/peer"
 )
 
 func TestMain(m *testing.M) {
@@ -37,8 +43,53 @@ func TestSessions(t *testing.T) {
 			"flip":    flipCmd,
 			"same":    sameCmd,
 			"feed":    feedCmd,
+			"port":    portCmd,
+			"reach":   reachCmd,
+			"print":   printCmd,
 		},
 	})
+}
+
+// port NAME: puts a port of this machine that is free into a variable.
+func portCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: port NAME")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	ts.Check(errors.Join(err, l.Close()))
+	ts.Setenv(args[0], port)
+}
+
+// reach ADDRESS: somebody listens there, at the latest after 30 seconds.
+func reachCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: reach ADDRESS")
+	}
+	for end := time.Now().Add(30 * time.Second); ; {
+		c, err := net.Dial("tcp", args[0])
+		if err == nil {
+			ts.Check(c.Close())
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("nobody listens at %s: %v", args[0], err)
+		}
+		runtime.Gosched()
+	}
+}
+
+// print NAME HOME: puts the fingerprint of the host with that host directory into a variable.
+func printCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: print NAME HOME")
+	}
+	b, err := os.ReadFile(filepath.Join(ts.MkAbs(args[1]), "host.pem"))
+	ts.Check(err)
+	key, err := crypto.ParseHostKey(b)
+	ts.Check(err)
+	ts.Setenv(args[0], peer.FingerprintOf(key.Public()).String())
 }
 
 // cutMounts takes away what a session that failed has left mounted: its daemon

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sealdisk/sealdisk/internal/daemon"
+	"github.com/sealdisk/sealdisk/internal/home"
 )
 
 // readyFD is set for the process that mount -d leaves behind: the number of the
@@ -32,12 +33,13 @@ func mountCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "mount",
 		Usage:     "show the images of the store, or those named, as files in DIR",
-		ArgsUsage: "DIR [NAME…]",
+		ArgsUsage: "DIR [NAME…] | PEER:NAME DIR",
 		Description: `DIR/NAME is the raw disk, DIR/NAME@SNAP a snapshot, read-only. Runs until SIGINT or
 SIGTERM or until sealdisk umount, then commits what was written; with -d in the
 background. If the store is mounted already the same process serves DIR too. An end that
 is asked for while files are open waits for them; asked for twice it does not.
 Tells systemd when it is ready (Type=notify).
+PEER:NAME pulls the image lazily first: it can be used at once, and the rest comes while it is.
 
 Example: sealdisk mount -d /mnt/images
          qemu-system-x86_64 -drive file=/mnt/images/debian,format=raw,cache=none …`,
@@ -60,6 +62,11 @@ func mount(c *cli.Context) error {
 		return err
 	}
 	e := envOf(c)
+	var lazily *daemon.PullRequest
+	if peer, name, ok := strings.Cut(a[0], ":"); ok && len(a) == 2 && peer != "" && name != "" {
+		lazily = &daemon.PullRequest{Peers: []string{peer}, Remote: name, Name: name, Lazy: true}
+		a = []string{a[1], name}
+	}
 	r := daemon.MountRequest{
 		Names: a[1:], ReadOnly: c.Bool("read-only"), AllowOther: c.Bool("allow-other"),
 		UID: c.Int("uid"), GID: c.Int("gid"),
@@ -77,9 +84,9 @@ func mount(c *cli.Context) error {
 	}
 	ready := os.Getenv(readyFD)
 	if c.Bool("d") && ready == "" {
-		return detach(c, e, o, r)
+		return detach(c, e, o, r, lazily)
 	}
-	m := &mounting{env: e, dir: r.Dir}
+	m := &mounting{env: e, dir: r.Dir, lazily: lazily}
 	var told sync.Once // how the mounting went
 	tell := func(err error) { told.Do(func() { tellReady(ready, daemon.AsError(err)) }) }
 	err = m.run(c.Context, o, r, tell)
@@ -93,8 +100,9 @@ const unmountRetry = 250 * time.Millisecond
 // mounting is a mount command in the foreground, which may be the daemon.
 type mounting struct {
 	*env
-	dir  string
-	conn *daemon.Conn
+	dir    string
+	lazily *daemon.PullRequest // what to pull before it is mounted
+	conn   *daemon.Conn
 }
 
 // errLeft: the user did not want to wait for files of the mount to be closed.
@@ -118,7 +126,7 @@ func (m *mounting) run(ctx context.Context, o daemon.Options, r daemon.MountRequ
 	again := make(chan os.Signal, 1) // signals after the one that ends ctx
 	signal.Notify(again, unix.SIGINT, unix.SIGTERM)
 	defer signal.Stop(again)
-	refused := m.conn.Call(ctx, daemon.OpMount, r, nil, nil, m.show)
+	refused := m.pullAndMount(ctx, r)
 	switch {
 	case refused == nil:
 		tell(nil)
@@ -131,6 +139,15 @@ func (m *mounting) run(ctx context.Context, o daemon.Options, r daemon.MountRequ
 		return refused
 	}
 	return errors.Join(refused, m.serve(ctx, again))
+}
+
+func (m *mounting) pullAndMount(ctx context.Context, r daemon.MountRequest) error {
+	if m.lazily != nil {
+		if err := m.conn.Call(ctx, daemon.OpPull, m.lazily, nil, nil, m.show); err != nil {
+			return err
+		}
+	}
+	return m.conn.Call(ctx, daemon.OpMount, r, nil, nil, m.show)
 }
 
 // serve returns when the mount has ended or, in the process that has the store,
@@ -214,14 +231,20 @@ func tellReady(fd string, failure *daemon.Error) {
 
 // detach asks a daemon that runs already for the mount, or starts one that
 // outlives this process.
-func detach(c *cli.Context, e *env, o daemon.Options, r daemon.MountRequest) error {
+func detach(c *cli.Context, e *env, o daemon.Options, r daemon.MountRequest, lazily *daemon.PullRequest) error {
 	if client := daemon.Running(c.Context, e.store); client != nil {
-		err := client.Call(c.Context, daemon.OpMount, r, nil, nil, e.show)
+		var err error
+		if lazily != nil {
+			err = client.Call(c.Context, daemon.OpPull, lazily, nil, nil, e.show)
+		}
+		if err == nil {
+			err = client.Call(c.Context, daemon.OpMount, r, nil, nil, e.show)
+		}
 		if !errors.Is(err, daemon.ErrUnreachable) {
 			return err
 		}
 	}
-	pass, err := daemon.AskPassphrase(e.home, o.Prompt)
+	pass, err := home.AskPassphrase(e.home, o.Prompt)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,11 @@ func Load(st *blockstore.Store, id blockstore.ImageID) (Chain, error) {
 	if err != nil {
 		return nil, err
 	}
+	return Parse(id, raws)
+}
+
+// Parse checks the records of an image's lease chain, in order.
+func Parse(id blockstore.ImageID, raws [][]byte) (Chain, error) {
 	var chain Chain
 	for _, raw := range raws {
 		r, err := blockstore.ParseLease(raw)
@@ -37,6 +42,26 @@ func Load(st *blockstore.Store, id blockstore.ImageID) (Chain, error) {
 		return nil, fmt.Errorf("lease: %w", blockstore.ErrNotFound)
 	}
 	return chain, nil
+}
+
+// Newest is the record that says who holds the lease now.
+func (c Chain) Newest() Link { return c[len(c)-1] }
+
+// ErrSuperseded: a commit was signed by a former holder after the term had ended.
+var ErrSuperseded = errors.New("signed after its holder had given the lease away")
+
+// CheckHead is Check for the newest commit: it belongs to the newest term, or it is the
+// one that ended the term before ([ErrSuperseded]).
+func (c Chain) CheckHead(image blockstore.ImageID, id blockstore.CommitID, raw []byte) (*blockstore.CommitPublic, error) {
+	public, term, err := c.Check(image, id, raw)
+	if err != nil {
+		return nil, err
+	}
+	newest := c.Newest()
+	if term.ID != newest.ID && (newest.LastCommit == nil || *newest.LastCommit != id) {
+		return nil, fmt.Errorf("commit %v: %w", id, ErrSuperseded)
+	}
+	return public, nil
 }
 
 // extend checks one record against the chain before it.

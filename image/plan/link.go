@@ -37,7 +37,7 @@ func ParseLink(s string) (Link, error) {
 	if !ok {
 		return Link{}, fmt.Errorf("plan: link %q is not RATE/RTT, such as 1gbit/5ms", s)
 	}
-	bps, err := parseRate(rate)
+	bps, err := ParseRate(rate)
 	if err != nil {
 		return Link{}, fmt.Errorf("plan: link %q: %w", s, err)
 	}
@@ -51,7 +51,8 @@ func ParseLink(s string) (Link, error) {
 	return Link{BitsPerSecond: bps, RTT: d}, nil
 }
 
-func parseRate(s string) (int64, error) {
+// ParseRate reads a rate in bits per second, as [ParseLink] has it.
+func ParseRate(s string) (int64, error) {
 	s = strings.ToLower(s)
 	for _, u := range rateUnits {
 		number, ok := strings.CutSuffix(s, u.suffix)

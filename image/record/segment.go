@@ -169,8 +169,20 @@ type Segment struct {
 // come from the map: an object that says otherwise is corrupt, and an older one in
 // the place of a newer does not open. The id of obj is not checked.
 func OpenSegment(e *crypto.Epoch, region uint64, salt crypto.Salt, obj []byte) (*Segment, error) {
+	s, err := OpenSegmentHead(e, region, salt, obj, len(obj))
+	if err != nil {
+		return nil, err
+	}
+	s.frames = obj[segmentHeader+len(s.table):]
+	return s, nil
+}
+
+// OpenSegmentHead is OpenSegment for the beginning of an object of size bytes: at least
+// what blockstore.MaxSegmentHead says, or all of it. The segment is as after
+// [Segment.Forget].
+func OpenSegmentHead(e *crypto.Epoch, region uint64, salt crypto.Salt, head []byte, size int) (*Segment, error) {
 	const what = "segment"
-	h, bound, table, frames, err := blockstore.ParseSegmentHeader(obj)
+	h, bound, table, err := blockstore.ParseSegmentHead(head, size)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +192,7 @@ func OpenSegment(e *crypto.Epoch, region uint64, salt crypto.Salt, obj []byte) (
 	if h.Salt != salt {
 		return nil, corrupt(what, "not the version that the map names")
 	}
-	s := &Segment{table: slices.Clone(table), frames: frames, frameLog: h.FrameLog}
+	s := &Segment{table: slices.Clone(table), frameLog: h.FrameLog}
 	if err := s.checkTable(h.Lengths); err != nil {
 		return nil, err
 	}

@@ -17,7 +17,35 @@ import (
 type Loader struct {
 	store *blockstore.Store
 	cache *otter.Cache[blockstore.ObjectID, cached]
+	fetch Fetch
 }
+
+// ErrMissing: an object of an image that is not whole here could not be brought. It may
+// come later.
+var ErrMissing = errors.New("tree: an object has not come from a peer")
+
+// Fetch brings an object of an image that is not whole here, and returns once it is in
+// the store. blockstore.ErrNotFound: it is to come from nowhere; [ErrMissing].
+type Fetch func(ctx context.Context, image blockstore.ImageID, ref blockstore.SmallRef) error
+
+// Get shows an object of an image, which may have to come from a peer first.
+func (l *Loader) Get(ctx context.Context, image blockstore.ImageID, ref blockstore.SmallRef, fn func(b []byte) error) error {
+	err := l.store.Get(ctx, ref.ID, fn)
+	if l.fetch == nil || !errors.Is(err, blockstore.ErrNotFound) || ctx.Value(localKey{}) != nil {
+		return err
+	}
+	ferr := l.fetch(ctx, image, ref)
+	if ferr != nil && !errors.Is(ferr, blockstore.ErrNotFound) {
+		return ferr
+	}
+	return l.store.Get(ctx, ref.ID, fn) // also if the last of the image came meanwhile
+}
+
+type localKey struct{}
+
+// Local makes what is read under the context fail with blockstore.ErrNotFound where an
+// object is missing, rather than wait for a peer.
+func Local(ctx context.Context) context.Context { return context.WithValue(ctx, localKey{}, true) }
 
 // node is a *record.Leaf or a *record.Inner.
 type node any
@@ -51,8 +79,8 @@ func (l *Loader) kept(id blockstore.ObjectID, keys *crypto.Keyring) (node, bool)
 	return c.node, ok && e.Master() == c.master
 }
 
-// NewLoader keeps about maxBytes of opened nodes.
-func NewLoader(store *blockstore.Store, maxBytes int64) (*Loader, error) {
+// NewLoader keeps about maxBytes of opened nodes. Fetch may be nil.
+func NewLoader(store *blockstore.Store, maxBytes int64, fetch Fetch) (*Loader, error) {
 	cache, err := otter.New(&otter.Options[blockstore.ObjectID, cached]{
 		MaximumWeight: uint64(maxBytes),
 		Weigher:       func(_ blockstore.ObjectID, c cached) uint32 { return weight(c.node) },
@@ -60,7 +88,7 @@ func NewLoader(store *blockstore.Store, maxBytes int64) (*Loader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tree: cache of nodes: %w", err)
 	}
-	return &Loader{store: store, cache: cache}, nil
+	return &Loader{store: store, cache: cache, fetch: fetch}, nil
 }
 
 func weight(n node) uint32 {
@@ -96,23 +124,23 @@ func LevelOf(size int64) uint8 {
 func Span(level uint8) uint64 { return 1 << (8 * level) }
 
 // load gives a node of the tree, from memory or from the store.
-func (t Tree) load(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (node, error) {
-	if n, ok := t.Loader.kept(id, t.Keys); ok {
+func (t Tree) load(ctx context.Context, ref blockstore.SmallRef, level uint8, index uint64) (node, error) {
+	if n, ok := t.Loader.kept(ref.ID, t.Keys); ok {
 		return n, nil
 	}
-	n, e, err := t.fetch(ctx, id, level, index)
+	n, e, err := t.fetch(ctx, ref, level, index)
 	if err != nil {
-		return nil, fmt.Errorf("tree: node %v (level %d, index %d): %w", id, level, index, err)
+		return nil, fmt.Errorf("tree: node %v (level %d, index %d): %w", ref.ID, level, index, err)
 	}
-	t.Loader.keep(id, n, e)
+	t.Loader.keep(ref.ID, n, e)
 	return n, nil
 }
 
 // fetch reads a node from the store, past the cache.
-func (t Tree) fetch(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (n node, e *crypto.Epoch, err error) {
-	err = t.Loader.store.Get(ctx, id, func(b []byte) (err error) {
-		if blockstore.IDOf(b) != id {
-			return &blockstore.CorruptError{What: "node", Key: id.String(), Cause: fmt.Errorf("digest differs")}
+func (t Tree) fetch(ctx context.Context, ref blockstore.SmallRef, level uint8, index uint64) (n node, e *crypto.Epoch, err error) {
+	err = t.Loader.Get(ctx, t.Keys.Image, ref, func(b []byte) (err error) {
+		if blockstore.IDOf(b) != ref.ID {
+			return &blockstore.CorruptError{What: "node", Key: ref.ID.String(), Cause: fmt.Errorf("digest differs")}
 		}
 		h, _, _, err := blockstore.ParseRecord(b)
 		if err != nil {
@@ -129,29 +157,29 @@ func (t Tree) fetch(ctx context.Context, id blockstore.ObjectID, level uint8, in
 	return n, e, err
 }
 
-func (t Tree) inner(ctx context.Context, id blockstore.ObjectID, level uint8, index uint64) (*record.Inner, error) {
-	n, err := t.load(ctx, id, level, index)
+func (t Tree) inner(ctx context.Context, ref blockstore.SmallRef, level uint8, index uint64) (*record.Inner, error) {
+	n, err := t.load(ctx, ref, level, index)
 	if err != nil {
 		return nil, err
 	}
 	in, ok := n.(*record.Inner)
 	if !ok || in.Level != level || in.Index != index {
-		return nil, misplaced(id, level, index)
+		return nil, misplaced(ref.ID, level, index)
 	}
 	return in, nil
 }
 
-func (t Tree) leaf(ctx context.Context, id blockstore.ObjectID, region uint64) (*record.Leaf, error) {
-	n, err := t.load(ctx, id, 0, region)
+func (t Tree) leaf(ctx context.Context, ref blockstore.SmallRef, region uint64) (*record.Leaf, error) {
+	n, err := t.load(ctx, ref, 0, region)
 	if err != nil {
 		return nil, err
 	}
 	l, ok := n.(*record.Leaf)
 	if !ok || l.Region != region {
-		return nil, misplaced(id, 0, region)
+		return nil, misplaced(ref.ID, 0, region)
 	}
 	if l.Base >= 0 { // nothing writes them yet
-		return nil, fmt.Errorf("tree: node %v: patch leaf: %w", id, blockstore.ErrFormat)
+		return nil, fmt.Errorf("tree: node %v: patch leaf: %w", ref.ID, blockstore.ErrFormat)
 	}
 	return l, nil
 }
@@ -165,22 +193,39 @@ func misplaced(id blockstore.ObjectID, level uint8, index uint64) error {
 
 // Leaf gives the leaf of a region, nil if the region has no data. The leaf is shared: do not change it.
 func (t Tree) Leaf(ctx context.Context, region uint64) (*record.Leaf, error) {
-	if t.Root == nil || region >= Span(t.Root.Level) {
-		return nil, nil
+	ref, ok, err := t.LeafRef(ctx, region)
+	if err != nil || !ok {
+		return nil, err
 	}
-	id := t.Root.ID
+	return t.leaf(ctx, ref, region)
+}
+
+// LeafRef names the leaf of a region without opening it; false if the region has no data.
+func (t Tree) LeafRef(ctx context.Context, region uint64) (blockstore.SmallRef, bool, error) {
+	if t.Root == nil || region >= Span(t.Root.Level) {
+		return blockstore.SmallRef{}, false, nil
+	}
+	ref := t.rootRef()
 	for level := t.Root.Level; level > 0; level-- {
-		in, err := t.inner(ctx, id, level, region>>(8*level))
+		in, err := t.inner(ctx, ref, level, region>>(8*level))
 		if err != nil {
-			return nil, err
+			return ref, false, err
 		}
 		i, ok := in.Find(uint8(region >> (8 * (level - 1))))
 		if !ok {
-			return nil, nil
+			return ref, false, nil
 		}
-		id = in.Children[i].Ref.ID
+		ref = small(in.Children[i].Ref)
 	}
-	return t.leaf(ctx, id, region)
+	return ref, true, nil
+}
+
+func (t Tree) rootRef() blockstore.SmallRef {
+	return blockstore.SmallRef{ID: t.Root.ID, Length: t.Root.Length}
+}
+
+func small(r blockstore.Ref) blockstore.SmallRef {
+	return blockstore.SmallRef{ID: r.ID, Length: r.Length}
 }
 
 // Next gives the first region at or after region that has a leaf; false if there is none.
@@ -188,10 +233,10 @@ func (t Tree) Next(ctx context.Context, region uint64) (uint64, bool, error) {
 	if t.Root == nil {
 		return 0, false, nil
 	}
-	return t.next(ctx, t.Root.ID, t.Root.Level, 0, region)
+	return t.next(ctx, t.rootRef(), t.Root.Level, 0, region)
 }
 
-func (t Tree) next(ctx context.Context, id blockstore.ObjectID, level uint8, index, region uint64) (uint64, bool, error) {
+func (t Tree) next(ctx context.Context, ref blockstore.SmallRef, level uint8, index, region uint64) (uint64, bool, error) {
 	first := index * Span(level)
 	if region >= first+Span(level) {
 		return 0, false, nil
@@ -199,12 +244,12 @@ func (t Tree) next(ctx context.Context, id blockstore.ObjectID, level uint8, ind
 	if level == 0 {
 		return first, true, nil
 	}
-	in, err := t.inner(ctx, id, level, index)
+	in, err := t.inner(ctx, ref, level, index)
 	if err != nil {
 		return 0, false, err
 	}
 	for _, c := range in.Children {
-		found, ok, err := t.next(ctx, c.Ref.ID, level-1, index*record.Fanout+uint64(c.Slot), region)
+		found, ok, err := t.next(ctx, small(c.Ref), level-1, index*record.Fanout+uint64(c.Slot), region)
 		if ok || err != nil {
 			return found, ok, err
 		}
@@ -218,13 +263,13 @@ func (t Tree) Sectors(ctx context.Context) (uint64, error) {
 		return 0, nil
 	}
 	if t.Root.Level == 0 {
-		l, err := t.leaf(ctx, t.Root.ID, 0)
+		l, err := t.leaf(ctx, t.rootRef(), 0)
 		if err != nil {
 			return 0, err
 		}
 		return mapped(l), nil
 	}
-	in, err := t.inner(ctx, t.Root.ID, t.Root.Level, 0)
+	in, err := t.inner(ctx, t.rootRef(), t.Root.Level, 0)
 	if err != nil {
 		return 0, err
 	}
@@ -265,7 +310,7 @@ func (t Tree) walk(ctx context.Context, ref blockstore.Ref, level uint8, index u
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	n, _, err := t.fetch(ctx, ref.ID, level, index)
+	n, _, err := t.fetch(ctx, small(ref), level, index)
 	if err != nil {
 		n = nil
 	}

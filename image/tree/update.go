@@ -120,7 +120,7 @@ func (u *updater) children(level uint8, index uint64, old *record.Child, above b
 	if old == nil {
 		return &list, nil
 	}
-	in, err := u.t.inner(u.ctx, old.Ref.ID, level, index)
+	in, err := u.t.inner(u.ctx, small(old.Ref), level, index)
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,13 @@ const (
 	OpVerify     = "verify"
 	OpCollect    = "gc"
 	OpStats      = "stats"
+	OpPeers      = "peers"
+	OpPeerAdd    = "peer-add"
+	OpPeerRemove = "peer-rm"
+	OpPeerAllow  = "peer-allow"
+	OpPull       = "pull"
+	OpPush       = "push"
+	OpFill       = "fill"
 )
 
 // Event is one line of an answer. Exactly one of its fields is set.
@@ -120,6 +127,7 @@ type Listed struct {
 	Time      time.Time `json:"time"`
 	Snapshots []string  `json:"snapshots"`
 	InUse     bool      `json:"in_use"`
+	NoKeys    bool      `json:"no_keys"`         // a replica: sizes and snapshots are not known
 	Error     string    `json:"error,omitempty"` // why the rest is not known
 }
 
@@ -161,6 +169,11 @@ type Info struct {
 	Parent      *ParentInfo    `json:"parent"`
 	Kind        string         `json:"kind,omitempty"`
 	InUse       bool           `json:"in_use"`
+	NoKeys      bool           `json:"no_keys"`           // a replica: of what is sealed nothing is known
+	Holder      string         `json:"holder"`            // fingerprint of the host that may write it
+	HolderName  string         `json:"holder_name"`       // "this host", a peer's name, or empty
+	Missing     *MissingInfo   `json:"missing,omitempty"` // of an image that is not whole here
+	Origin      string         `json:"origin,omitempty"`  // name or fingerprint of the peer that it came from first
 }
 
 // CommitInfo places a commit in its image's history.
@@ -257,4 +270,90 @@ type Stats struct {
 	Total     int64    `json:"total"`     // bytes of the file system
 	Mounts    []string `json:"mounts"`
 	PID       int      `json:"pid"`
+}
+
+// Peers lists whom this host knows.
+type Peers struct {
+	Fingerprint string `json:"fingerprint"` // of this host
+	Peers       []Peer `json:"peers"`
+}
+
+// Peer is another host.
+type Peer struct {
+	Name        string            `json:"name"`
+	Address     string            `json:"address,omitempty"`
+	Fingerprint string            `json:"fingerprint"`
+	Roles       map[string]string `json:"roles,omitempty"` // by name or id of an image, or "*"
+	Connections int               `json:"connections,omitempty"`
+	Rate        int64             `json:"rate,omitempty"`   // bytes per second
+	Stored      int64             `json:"stored,omitempty"` // bytes
+}
+
+// PeerAllowRequest gives a peer a role: for some images, or for all others.
+type PeerAllowRequest struct {
+	Name   string   `json:"name"`
+	Role   string   `json:"role"`
+	Images []string `json:"images,omitempty"`
+	// Quotas that are not nil replace those before; 0 is the default.
+	Connections *int   `json:"connections,omitempty"`
+	Rate        *int64 `json:"rate,omitempty"`
+	Stored      *int64 `json:"stored,omitempty"`
+}
+
+// PullRequest brings an image from peers. The first one tells what there is.
+type PullRequest struct {
+	Peers      []string `json:"peers"`
+	Remote     string   `json:"remote"` // name or id there
+	Name       string   `json:"name"`   // here
+	ID         string   `json:"id,omitempty"`
+	NoKeys     bool     `json:"no_keys,omitempty"`
+	Follow     bool     `json:"follow,omitempty"`
+	Lazy       bool     `json:"lazy,omitempty"` // return when it can be used
+	NoPrefetch bool     `json:"no_prefetch,omitempty"`
+	Rollback   uint64   `json:"rollback,omitempty"`  // sequence of an older state that is accepted
+	Bandwidth  int64    `json:"bandwidth,omitempty"` // bytes per second
+}
+
+// Pulled is what a pull brought.
+type Pulled struct {
+	Name      string `json:"name"`
+	ID        string `json:"id"`
+	Era       uint64 `json:"era"`
+	Term      uint64 `json:"term"`
+	Seq       uint64 `json:"seq"`
+	Unchanged bool   `json:"unchanged"`
+	NoKeys    bool   `json:"no_keys"`
+	Objects   int64  `json:"objects"` // that came
+	Bytes     int64  `json:"bytes"`   // sealed, of those
+	Wire      int64  `json:"wire"`    // bytes that came over the network
+	Duration  int64  `json:"duration"`
+}
+
+// MissingInfo says how far an image has come that is not whole here.
+type MissingInfo struct {
+	Came    int64    `json:"came"`  // bytes of what was missing when the fill began
+	Total   int64    `json:"total"` // 0: not known yet
+	Sources []string `json:"sources"`
+	Waited  int64    `json:"waited"` // nanoseconds that readers waited for data, in all
+}
+
+// FillRequest brings the rest of an image that is not whole here.
+type FillRequest struct {
+	Name string `json:"name"`
+	Wait bool   `json:"wait,omitempty"`
+}
+
+// PushRequest brings an image to a peer.
+type PushRequest struct {
+	Name      string `json:"name"`
+	Peer      string `json:"peer"`
+	Follow    bool   `json:"follow,omitempty"`
+	Bandwidth int64  `json:"bandwidth,omitempty"` // bytes per second
+}
+
+// Pushed is what a push sent.
+type Pushed struct {
+	Name     string `json:"name"`
+	Wire     int64  `json:"wire"`
+	Duration int64  `json:"duration"`
 }

@@ -23,6 +23,9 @@ import (
 var nameRule = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 
 func checkName(what, name string) error {
+	if _, err := blockstore.ParseImageID(name); err == nil {
+		return fail(CodeUsage, "", "%s name %q could be taken for an image's id", what, name)
+	}
 	if !nameRule.MatchString(name) {
 		return fail(CodeUsage, "a name has 1 to 128 of A-Z a-z 0-9 . _ - and begins with a letter or a digit", "%s name %q is not valid", what, name)
 	}
@@ -185,6 +188,19 @@ func (c *catalogue) rename(ctx context.Context, id blockstore.ImageID, name stri
 			entries[i].Labels = maps.Clone(entries[i].Labels)
 		}
 	}
+	return c.replaceLocked(ctx, entries)
+}
+
+// relabel replaces the labels of an image.
+func (c *catalogue) relabel(ctx context.Context, id blockstore.ImageID, labels map[string]string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	entries := slices.Clone(c.now.Entries)
+	i := slices.IndexFunc(entries, func(e record.Entry) bool { return e.Image == id })
+	if i < 0 {
+		return fail(CodeNotFound, "it was removed meanwhile", "no image %v", id)
+	}
+	entries[i].Labels = labels
 	return c.replaceLocked(ctx, entries)
 }
 

@@ -203,6 +203,12 @@ func (c *Conn) Unlock() error {
 	return c.local.host.Unlock()
 }
 
+// Listen answers peers on l, with a daemon in this process, until ctx ends.
+func (c *Conn) Listen(ctx context.Context, l net.Listener) error { return c.local.Listen(ctx, l) }
+
+// Metrics answers Prometheus on l, with a daemon in this process, until ctx ends.
+func (c *Conn) Metrics(ctx context.Context, l net.Listener) error { return c.local.Metrics(ctx, l) }
+
 // Wait returns when a daemon in this process has no mount left, or when one in
 // another process has none at dir.
 func (c *Conn) Wait(ctx context.Context, dir string) error {

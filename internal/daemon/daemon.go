@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"filippo.io/age"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
@@ -18,6 +17,11 @@ import (
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/anchor"
+	"github.com/sealdisk/sealdisk/image/tree"
+	"github.com/sealdisk/sealdisk/internal/exchange"
+	"github.com/sealdisk/sealdisk/internal/home"
+	"github.com/sealdisk/sealdisk/internal/metrics"
+	"github.com/sealdisk/sealdisk/transfer/peer"
 )
 
 // Options say which store a daemon owns and how.
@@ -32,6 +36,9 @@ type Options struct {
 	// Command is what it was started for; others who find the store busy are told.
 	Command                string
 	CacheBytes, DirtyBytes int64 // 0: image's defaults
+	// SourceTimeout is how long a reader waits for what is missing of an image that is not
+	// whole; 0: a minute.
+	SourceTimeout time.Duration
 }
 
 // Daemon owns one store.
@@ -39,13 +46,16 @@ type Daemon struct {
 	opts   Options
 	log    *slog.Logger
 	store  *blockstore.Store
-	host   *Host
+	host   *home.Host
 	shared *image.Shared
 	names  *catalogue
 	disks  *disks
 	looks  looks
 	mounts *mounts
-	// locked is why there are no keys: host, shared, names and disks are nil.
+	counts *metrics.Set
+	book   *peer.Book
+	peers  *exchange.Exchange
+	// locked is why there are no keys: host, shared, names, disks, book and peers are nil.
 	locked error
 	// growing is taken once by what needs objects that nothing refers to, yet or
 	// any more, and as a whole by the collector.
@@ -67,7 +77,7 @@ func openDaemon(ctx context.Context, o Options) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{opts: o, log: o.Log, store: st, growing: semaphore.NewWeighted(allGrowing)}
+	d := &Daemon{opts: o, log: o.Log, store: st, growing: semaphore.NewWeighted(allGrowing), counts: metrics.New()}
 	d.mounts = newMounts(d)
 	if err := d.unlock(ctx); err != nil {
 		d.locked = err
@@ -78,7 +88,7 @@ func openDaemon(ctx context.Context, o Options) (*Daemon, error) {
 
 // unlock opens what needs the host's keys.
 func (d *Daemon) unlock(ctx context.Context) error {
-	h, err := OpenHost(d.opts.Home, d.opts.Prompt)
+	h, err := home.Open(d.opts.Home, d.opts.Prompt)
 	if err != nil {
 		return err
 	}
@@ -90,19 +100,19 @@ func (d *Daemon) unlock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	shared, err := newShared(d.store, h, anchor, d.opts)
+	shared, err := newShared(d.store, h, anchor, d.opts, d.fetch, d.counts.Took)
 	if err != nil {
 		return err
 	}
 	d.host, d.names, d.shared = h, names, shared
 	d.disks = newDisks(shared, h.Unlock, d.log)
-	return nil
+	return d.meetPeers(anchor)
 }
 
-func newShared(st *blockstore.Store, h *Host, a *anchor.Anchor, o Options) (*image.Shared, error) {
+func newShared(st *blockstore.Store, h *home.Host, a *anchor.Anchor, o Options, fetch tree.Fetch, took func(string, time.Duration)) (*image.Shared, error) {
 	s, err := image.NewShared(image.Host{
-		Store: st, Key: h.Key, Identities: []age.Identity{h.identities}, Anchor: a,
-		Log: o.Log, Now: time.Now, CacheBytes: o.CacheBytes, DirtyBytes: o.DirtyBytes,
+		Store: st, Key: h.Key, Identities: h.Identities(), Anchor: a,
+		Log: o.Log, Now: time.Now, Fetch: fetch, Took: took, CacheBytes: o.CacheBytes, DirtyBytes: o.DirtyBytes,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("daemon: %w", err)
@@ -112,6 +122,13 @@ func newShared(st *blockstore.Store, h *Host, a *anchor.Anchor, o Options) (*ima
 
 // Close closes the store. All operations and mounts must have ended.
 func (d *Daemon) Close() error {
+	if d.peers != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), peersPatience)
+		defer cancel()
+		if err := d.peers.Close(ctx); err != nil {
+			d.log.Info("peers were cut off", "err", err)
+		}
+	}
 	if err := d.store.Close(); err != nil {
 		return fmt.Errorf("daemon: %w", err)
 	}
@@ -121,7 +138,7 @@ func (d *Daemon) Close() error {
 // InitOptions say what Init makes.
 type InitOptions struct {
 	Options
-	Host    HostOptions
+	Host    home.Options
 	Recover bool // make the catalogue of an existing store anew
 }
 
@@ -154,7 +171,7 @@ func Init(ctx context.Context, o InitOptions) (Initialised, error) {
 	case !exists && o.Recover:
 		return Initialised{}, fail(CodeNotFound, "", "no store at %s", o.Store)
 	}
-	h, created, err := InitHost(o.Home, o.Host)
+	h, created, err := home.Init(o.Home, o.Host)
 	if err != nil {
 		return Initialised{}, err
 	}
@@ -164,7 +181,7 @@ func Init(ctx context.Context, o InitOptions) (Initialised, error) {
 		}
 	}
 	res := Initialised{
-		Store: o.Store, Home: o.Home, Recipients: h.Recipients, Fingerprint: h.Fingerprint(), IdentityCreated: created,
+		Store: o.Store, Home: o.Home, Recipients: h.Recipients, Fingerprint: peer.FingerprintOf(h.Key.Public()).String(), IdentityCreated: created,
 		AdminElsewhere: len(h.Admins) > len(h.Recipients), SharedDisk: sameFileSystem(o.Store, "/"),
 	}
 	return res, fillCatalogue(ctx, o, h, &res)
@@ -177,7 +194,7 @@ func sameFileSystem(a, b string) bool {
 
 // fillCatalogue gives a store its first catalogue, or its next one from the
 // names that the images' own commits hold.
-func fillCatalogue(ctx context.Context, o InitOptions, h *Host, res *Initialised) (err error) {
+func fillCatalogue(ctx context.Context, o InitOptions, h *home.Host, res *Initialised) (err error) {
 	st, err := blockstore.Open(ctx, o.Store, blockstore.Options{Logger: o.Log})
 	if err != nil {
 		return err
@@ -187,7 +204,7 @@ func fillCatalogue(ctx context.Context, o InitOptions, h *Host, res *Initialised
 	if err != nil {
 		return err
 	}
-	shared, err := newShared(st, h, anchor, o.Options)
+	shared, err := newShared(st, h, anchor, o.Options, nil, nil)
 	if err != nil {
 		return err
 	}

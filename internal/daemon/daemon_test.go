@@ -12,11 +12,10 @@ import (
 	"strings"
 	"testing"
 
-	"filippo.io/age/plugin"
-
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/internal/home"
 )
 
 // newStore makes a store and a host directory and gives the options to open them.
@@ -85,7 +84,7 @@ func TestModes(t *testing.T) {
 	o := newStore(t)
 	connect(t, o)
 	for _, path := range []string{
-		filepath.Join(o.Home, identityFile), filepath.Join(o.Home, hostKeyFile), filepath.Join(o.Home, recipientsFile),
+		filepath.Join(o.Home, "identity"), filepath.Join(o.Home, "host.pem"), filepath.Join(o.Home, "recipients"),
 		filepath.Join(o.Store, socketName), o.Home, filepath.Join(o.Home, "anchor"),
 	} {
 		fi, err := os.Stat(path)
@@ -101,17 +100,17 @@ func TestModes(t *testing.T) {
 // TestHostKept: what is in a host directory stays when another store is made.
 func TestHostKept(t *testing.T) {
 	o := newStore(t)
-	before, err := os.ReadFile(filepath.Join(o.Home, identityFile))
+	before, err := os.ReadFile(filepath.Join(o.Home, "identity"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := InitOptions{Options: o, Host: HostOptions{Admins: []string{otherRecipient(t)}}}
+	again := InitOptions{Options: o, Host: home.Options{Admins: []string{otherRecipient(t)}}}
 	again.Store += "2"
 	done, err := Init(context.Background(), again)
 	if err != nil {
 		t.Fatal(err)
 	}
-	after, err := os.ReadFile(filepath.Join(o.Home, identityFile))
+	after, err := os.ReadFile(filepath.Join(o.Home, "identity"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +120,7 @@ func TestHostKept(t *testing.T) {
 	if !done.AdminElsewhere {
 		t.Error("the admin is not known")
 	}
-	h, err := OpenHost(o.Home, crypto.Prompt{})
+	h, err := home.Open(o.Home, crypto.Prompt{})
 	if err != nil || len(h.Admins) != 2 || len(h.Recipients) != 1 {
 		t.Errorf("%d admins, %d recipients, %v, want 2 and 1", len(h.Admins), len(h.Recipients), err)
 	}
@@ -134,38 +133,6 @@ func otherRecipient(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return r
-}
-
-// TestForeignIdentity: an identity that the user brings is used, with the
-// recipient that it has or names.
-func TestForeignIdentity(t *testing.T) {
-	secret, recipient, err := crypto.NewIdentity()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, tt := range map[string]struct{ text, want string }{
-		"native":  {secret + "\n", recipient},
-		"plugin":  {"# Recipient: " + plugin.EncodeRecipient("test", []byte{1}) + "\n" + plugin.EncodeIdentity("test", []byte{2}) + "\n", plugin.EncodeRecipient("test", []byte{1})},
-		"silent":  {plugin.EncodeIdentity("test", []byte{2}) + "\n", ""},
-		"nothing": {"# nothing\n", ""},
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			if err := os.WriteFile(filepath.Join(dir, identityFile), []byte(tt.text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			h, created, err := InitHost(dir, HostOptions{})
-			if tt.want == "" {
-				if AsError(err) == nil {
-					t.Error("it was accepted")
-				}
-				return
-			}
-			if err != nil || created || !slices.Equal(h.Recipients, []string{tt.want}) {
-				t.Errorf("recipients %.40q, created %v, %v", h.Recipients, created, err)
-			}
-		})
-	}
 }
 
 func TestCheckName(t *testing.T) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	iofs "io/fs"
+	"net"
 
 	"golang.org/x/sys/unix"
 
@@ -15,6 +17,10 @@ import (
 	"github.com/sealdisk/sealdisk/image/convert"
 	"github.com/sealdisk/sealdisk/image/format"
 	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/internal/exchange"
+	"github.com/sealdisk/sealdisk/internal/home"
+	"github.com/sealdisk/sealdisk/transfer"
+	"github.com/sealdisk/sealdisk/transfer/peer"
 )
 
 // Code says what kind of failure an [Error] is. Codes are part of the API and
@@ -36,6 +42,7 @@ const (
 	CodeLease       Code = "lease"
 	CodeRolledBack  Code = "rolled-back"
 	CodePermission  Code = "permission"
+	CodePeer        Code = "peer"
 	CodeInterrupted Code = "interrupted"
 )
 
@@ -85,6 +92,9 @@ var failures = []struct {
 	{image.ErrInUse, CodeInUse, ""},
 	{image.ErrShrink, CodeUsage, "a disk only grows; import under another name to make it smaller"},
 	{image.ErrTooLarge, CodeUsage, ""},
+	{home.ErrNoHostKey, CodeNoKey, "sealdisk init makes one; --home names another"},
+	{home.ErrNoIdentity, CodeNoKey, "restore it from its copy; without it no image can be opened"},
+	{home.ErrNoRecipient, CodeNoKey, ""},
 	{crypto.ErrIdentity, CodeNoKey, ""},
 	{crypto.ErrNoIdentity, CodeNoKey, "the image is not sealed to this host's identity: ask someone who has it to add this host's recipient"},
 	{crypto.ErrHostKey, CodeNoKey, ""},
@@ -110,7 +120,20 @@ var failures = []struct {
 	{iofs.ErrExist, CodeExists, "--force replaces it"},
 	{iofs.ErrPermission, CodePermission, ""},
 	{unix.EBUSY, CodeInUse, ""},
+	{peer.ErrNotPinned, CodePeer, "sealdisk peer ls shows the fingerprints; each host must have added the other"},
+	{peer.ErrUnknown, CodeNotFound, "sealdisk peer add NAME ADDRESS FINGERPRINT makes a host known"},
+	{peer.ErrExists, CodeExists, "sealdisk peer rm forgets a peer"},
+	{peer.ErrInvalid, CodeUsage, ""},
+	{exchange.ErrNotAllowed, CodePeer, "sealdisk peer allow PEER replica|host [NAME…] says what a peer may do"},
+	{exchange.ErrNoSource, CodePeer, "what is here stays usable; the rest comes when a source is there again"},
+	{transfer.ErrNoImage, CodeNotFound, "the peer has no such image, or does not let this host have it: sealdisk peer allow there"},
+	{transfer.ErrRefused, CodePeer, ""},
+	{transfer.ErrNoSource, CodePeer, "what came is kept; the same command goes on where it was"},
+	{transfer.ErrAbsent, CodePeer, ""},
+	{transfer.ErrProtocol, CodePeer, ""},
 	{context.DeadlineExceeded, CodeInUse, ""},
+	{unix.ECONNREFUSED, CodePeer, "is sealdisk serve --listen running there?"},
+	{io.ErrUnexpectedEOF, CodePeer, ""},
 }
 
 // errSource marks a source that cannot be read.
@@ -130,6 +153,10 @@ func AsError(err error) *Error {
 		return &Error{Code: CodeInUse, Message: err.Error(), Hint: "wait for that process, or end it", cause: err}
 	}
 	out := &Error{Code: CodeInternal, Message: err.Error(), cause: err}
+	var network *net.OpError
+	if errors.As(err, &network) {
+		out.Code = CodePeer
+	}
 	for _, f := range failures {
 		if errors.Is(err, f.is) {
 			out.Code, out.Hint = f.code, f.hint

@@ -35,6 +35,13 @@ func (d *Daemon) operations() map[string]operation {
 		OpVerify:     typed(d.verify),
 		OpCollect:    keyed(d, d.collect),
 		OpStats:      typed(d.stats),
+		OpPeers:      keyed(d, d.listPeers),
+		OpPeerAdd:    keyed(d, d.addPeer),
+		OpPeerRemove: keyed(d, d.removePeer),
+		OpPeerAllow:  keyed(d, d.allowPeer),
+		OpPull:       keyed(d, d.pull),
+		OpPush:       keyed(d, d.push),
+		OpFill:       keyed(d, d.fill),
 	}
 }
 
@@ -97,7 +104,11 @@ func (d *Daemon) list(ctx context.Context, _ *call, _ Nothing) (any, error) {
 			return nil, err
 		}
 		key := diskKey{id: e.Image}
-		l := Listed{Name: e.Name, ID: e.Image.String(), Snapshots: []string{}, InUse: d.disks.held(key)}
+		l := Listed{Name: e.Name, ID: e.Image.String(), Snapshots: []string{}, InUse: d.disks.held(key), NoKeys: isReplica(e)}
+		if l.NoKeys {
+			out = append(out, l)
+			continue
+		}
 		at, err := d.look(ctx, key)
 		if err != nil {
 			l.Error = err.Error()
@@ -125,6 +136,9 @@ func (d *Daemon) info(ctx context.Context, _ *call, r NameRequest) (any, error) 
 	e, key, err := d.find(r.Name)
 	if err != nil {
 		return nil, err
+	}
+	if isReplica(e) {
+		return d.replicaInfo(e, key)
 	}
 	var in image.Info
 	var objects int64
@@ -157,7 +171,7 @@ func (d *Daemon) info(ctx context.Context, _ *call, r NameRequest) (any, error) 
 			out.Parent.Name = p.Name
 		}
 	}
-	return out, nil
+	return out, d.whose(e, &out)
 }
 
 func segmentsOf(p record.PlanStats) Segments {
@@ -176,6 +190,11 @@ func (d *Daemon) remove(ctx context.Context, _ *call, r NameRequest) (any, error
 	if key.snapshot != "" {
 		return Nothing{}, d.removeSnapshot(ctx, e, key)
 	}
+	leave, err := d.peers.Enter(ctx, e.Image) // a pull would bring it back
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	release, err := d.disks.claim(key, e.Name)
 	if err != nil {
 		return nil, err
@@ -196,33 +215,41 @@ func (d *Daemon) remove(ctx context.Context, _ *call, r NameRequest) (any, error
 
 // checkBare fails if a claimed image has snapshots, or does not say.
 func (d *Daemon) checkBare(ctx context.Context, e record.Entry) error {
-	snapshots, err := d.snapshotsOf(ctx, e.Image)
+	snapshots, err := d.snapshotsOf(ctx, e)
 	if err != nil {
 		failure := AsError(err)
 		return &Error{Code: failure.Code, Message: fmt.Sprintf("%s: its snapshots are not known: %v", e.Name, err), Hint: "--force removes it all the same", cause: err}
 	}
-	if n := len(snapshots); n > 0 {
-		return fail(CodeInUse, "--force removes them too", "%s has %d snapshots", e.Name, n)
+	if snapshots > 0 {
+		return fail(CodeInUse, "--force removes them too", "%s has %d snapshots", e.Name, snapshots)
 	}
 	return nil
 }
 
-// snapshotsOf opens an image that is claimed, beside disks.
-func (d *Daemon) snapshotsOf(ctx context.Context, id blockstore.ImageID) (s []record.Snapshot, err error) {
-	if err := d.host.Unlock(); err != nil {
-		return nil, err
+// snapshotsOf counts the snapshots of an image that is claimed; it opens it, beside
+// disks, unless it is a replica.
+func (d *Daemon) snapshotsOf(ctx context.Context, e record.Entry) (n int, err error) {
+	if isReplica(e) {
+		_, c, err := d.publicHead(e.Image)
+		if err != nil {
+			return 0, err
+		}
+		return d.publicSnapshots(c)
 	}
-	disk, err := d.shared.Open(ctx, id, image.OpenOptions{ReadOnly: true})
+	if err := d.host.Unlock(); err != nil {
+		return 0, err
+	}
+	disk, err := d.shared.Open(ctx, e.Image, image.OpenOptions{ReadOnly: true})
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, disk.Close(context.WithoutCancel(ctx))) }()
-	info, err := disk.Info(ctx)
-	return info.Snapshots, err
+	return len(disk.Snapshots()), nil
 }
 
 // drop removes an image that has no name.
 func (d *Daemon) drop(ctx context.Context, id blockstore.ImageID) error {
+	d.peers.Forget(id)
 	if err := d.store.RemoveImage(ctx, id); err != nil {
 		return fmt.Errorf("daemon: remove image: %w", err)
 	}
@@ -266,8 +293,8 @@ func (d *Daemon) rename(ctx context.Context, _ *call, r NewNameRequest) (any, er
 		labels["name"] = r.New
 		return disk.SetLabels(ctx, labels)
 	})
-	if err != nil {
-		return nil, err
+	if err != nil && !errors.Is(err, image.ErrReadOnly) && !errors.Is(err, crypto.ErrNoIdentity) {
+		return nil, err // what others write has another name here only
 	}
 	if err := d.names.rename(ctx, e.Image, r.New); err != nil {
 		return nil, err
@@ -308,6 +335,9 @@ func (d *Daemon) snapshot(ctx context.Context, _ *call, r NameRequest) (any, err
 func (d *Daemon) clone(ctx context.Context, _ *call, r NewNameRequest) (any, error) {
 	e, key, err := d.find(r.Name)
 	if err != nil {
+		return nil, err
+	}
+	if err := d.whole(e); err != nil {
 		return nil, err
 	}
 	release, err := d.names.reserve(r.New)

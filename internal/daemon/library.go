@@ -26,7 +26,7 @@ type library struct {
 type look struct {
 	size, allocated int64
 	changed         time.Time
-	readOnly        bool
+	readOnly        bool // and stays so: a lease that is elsewhere can be asked for
 	snapshots       []record.Snapshot
 }
 
@@ -39,7 +39,7 @@ func (l *library) shows(name string) bool { return l.only == nil || slices.Conta
 func (l *library) List(ctx context.Context) ([]fs.Entry, error) {
 	var out []fs.Entry
 	for _, e := range l.d.names.list() {
-		if !l.shows(e.Name) {
+		if !l.shows(e.Name) || isReplica(e) {
 			continue
 		}
 		at, err := l.d.look(ctx, diskKey{id: e.Image})
@@ -118,8 +118,10 @@ func (l *library) Open(ctx context.Context, name string, write bool) (fs.Disk, f
 		return nil, nil, err
 	}
 	if write && disk.ReadOnly() {
-		err := fmt.Errorf("daemon: %s: %w", name, image.ErrReadOnly)
-		return nil, nil, errors.Join(err, release(ctx))
+		if err := l.d.promote(ctx, key, disk); err != nil {
+			l.d.log.Warn("not opened for writing", "image", name, "err", err)
+			return nil, nil, errors.Join(fmt.Errorf("daemon: %s: %w: %w", name, image.ErrReadOnly, err), release(ctx))
+		}
 	}
 	if write {
 		disk.Record() // a guest starts
@@ -131,6 +133,18 @@ func (l *library) Open(ctx context.Context, name string, write bool) (fs.Disk, f
 		}
 		return err
 	}, nil
+}
+
+// promote makes a disk writable whose lease is elsewhere: it asks the holder for it.
+func (d *Daemon) promote(ctx context.Context, key diskKey, disk *image.Disk) error {
+	if key.snapshot != "" {
+		return image.ErrReadOnly
+	}
+	if err := d.peers.Acquire(ctx, key.id); err != nil {
+		return err
+	}
+	d.looks.forget(key)
+	return disk.Promote(ctx)
 }
 
 // Space implements fs.Library.
@@ -190,7 +204,7 @@ func (d *Daemon) look(ctx context.Context, key diskKey) (look, error) {
 	if !known {
 		at, err = lookInto(ctx, disk)
 	}
-	at.size, at.changed, at.readOnly = disk.Size(), disk.ModTime(), disk.ReadOnly()
+	at.size, at.changed, at.readOnly = disk.Size(), disk.ModTime(), key.snapshot != "" || disk.Failed()
 	if err == nil && !known {
 		d.looks.put(key, at, forgets)
 	}

@@ -134,14 +134,14 @@ func (l ownersOnly) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if uid, err := peer(c); err == nil && (uid == 0 || uid == os.Geteuid()) {
+		if uid, err := userOf(c); err == nil && (uid == 0 || uid == os.Geteuid()) {
 			return c, nil
 		}
 		_ = c.Close() // somebody else's
 	}
 }
 
-func peer(c net.Conn) (uid int, err error) {
+func userOf(c net.Conn) (uid int, err error) {
 	raw, err := c.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		return -1, err

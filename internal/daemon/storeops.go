@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -51,7 +52,13 @@ func (d *Daemon) verify(ctx context.Context, c *call, r VerifyRequest) (any, err
 	for _, id := range ids {
 		name := d.nameOf(id)
 		out.Images = append(out.Images, name)
+		var absent atomic.Int64
+		partial := d.locked == nil && d.peers.Partial(id)
 		report := func(f audit.Fault) {
+			if partial && errors.Is(f.Cause, blockstore.ErrNotFound) {
+				absent.Add(1)
+				return
+			}
 			faults.Add(1)
 			c.emit(Event{Fault: &FaultEvent{
 				Image: name, Snapshot: f.Snapshot, Offset: f.Offset, Length: f.Length, Object: f.Object, Cause: f.Cause.Error(),
@@ -64,6 +71,9 @@ func (d *Daemon) verify(ctx context.Context, c *call, r VerifyRequest) (any, err
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if n := absent.Load(); n > 0 {
+			c.note("%s is not whole here: %d objects, or what is below them, have not come yet", name, n)
 		}
 	}
 	out.Faults = faults.Load()
@@ -113,11 +123,8 @@ func (d *Daemon) nameOf(id blockstore.ImageID) string {
 // collect drops what nothing refers to and gives the space back. It waits for
 // what is being made: its objects have no name yet.
 func (d *Daemon) collect(ctx context.Context, c *call, _ Nothing) (any, error) {
-	if !d.growing.TryAcquire(allGrowing) {
-		c.note("waiting for imports to end")
-		if err := d.growing.Acquire(ctx, allGrowing); err != nil {
-			return nil, err
-		}
+	if err := d.aloneGrowing(ctx, c); err != nil {
+		return nil, err
 	}
 	defer d.growing.Release(allGrowing)
 	began := time.Now()
@@ -126,11 +133,13 @@ func (d *Daemon) collect(ctx context.Context, c *call, _ Nothing) (any, error) {
 		return nil, err
 	}
 	got, err := d.store.Collect(ctx, blockstore.CollectOptions{
+		Partial:  d.peers.Partial,
 		Progress: func(s blockstore.CollectStats) { c.progress(s.Marked+s.Swept, 0) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("daemon: collect: %w", err)
 	}
+	d.peers.Collected()
 	freed, err := d.store.Reclaim(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("daemon: reclaim: %w", err)
@@ -144,6 +153,29 @@ func (d *Daemon) collect(ctx context.Context, c *call, _ Nothing) (any, error) {
 		Commits: got.Commits, Absent: got.Absent, Duration: int64(time.Since(began)),
 	}, nil
 }
+
+// aloneGrowing waits until nothing is imported, copied or lent. It does not stand in line:
+// whoever came after it would have to wait as well, for as long as a peer likes.
+func (d *Daemon) aloneGrowing(ctx context.Context, c *call) error {
+	told := false
+	tick := time.NewTicker(growingStep)
+	defer tick.Stop()
+	for !d.growing.TryAcquire(allGrowing) {
+		if !told {
+			c.note("waiting for imports and transfers to end")
+			told = true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// growingStep is how often a collection looks whether it may begin.
+const growingStep = 50 * time.Millisecond
 
 // dropOrphans removes images without a name: those whose making, or whose
 // removal, was cut short. The catalogue is whole, or the store would be locked.

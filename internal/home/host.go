@@ -1,10 +1,8 @@
-package daemon
+package home
 
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -21,8 +19,16 @@ import (
 	"github.com/sealdisk/sealdisk/crypto"
 )
 
+// Errors that a caller tells apart with errors.Is.
+var (
+	ErrNoHostKey   = errors.New("no host key")
+	ErrNoIdentity  = errors.New("no identity")
+	ErrNoRecipient = errors.New("the identity does not tell its recipient")
+)
+
 // Files of the host directory.
 const (
+	peersFile      = "peers"      // pinned peers, JSON
 	identityFile   = "identity"   // age identities; may be sealed with a passphrase
 	hostKeyFile    = "host.pem"   // Ed25519, PKCS #8
 	recipientsFile = "recipients" // who gets every new image; this host's own to begin with
@@ -38,18 +44,18 @@ type Host struct {
 	identities *lazyIdentity
 }
 
-// HostOptions say how a host directory is made.
-type HostOptions struct {
+// Options say how a host directory is made.
+type Options struct {
 	Admins     []string // recipients that hold image keys, beside this host's
 	Passphrase string   // seals the identity file; empty: the file's mode alone guards it
 	Prompt     crypto.Prompt
 }
 
-// InitHost completes the host directory at dir: what is there stays. It tells
+// Init completes the host directory at dir: what is there stays. It tells
 // whether it made an identity.
-func InitHost(dir string, o HostOptions) (h *Host, created bool, err error) {
+func Init(dir string, o Options) (h *Host, created bool, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, false, fmt.Errorf("daemon: host directory: %w", err)
+		return nil, false, fmt.Errorf("home: host directory: %w", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, identityFile)); errors.Is(err, fs.ErrNotExist) {
 		if err := newIdentity(dir, o.Passphrase); err != nil {
@@ -62,7 +68,7 @@ func InitHost(dir string, o HostOptions) (h *Host, created bool, err error) {
 	if _, err := os.Stat(filepath.Join(dir, hostKeyFile)); errors.Is(err, fs.ErrNotExist) {
 		pem, err := crypto.NewHostKey().MarshalPEM()
 		if err != nil {
-			return nil, false, fmt.Errorf("daemon: %w", err)
+			return nil, false, fmt.Errorf("home: %w", err)
 		}
 		if err := writeFile(filepath.Join(dir, hostKeyFile), pem); err != nil {
 			return nil, false, err
@@ -73,7 +79,7 @@ func InitHost(dir string, o HostOptions) (h *Host, created bool, err error) {
 			return nil, false, err
 		}
 	}
-	h, err = OpenHost(dir, o.Prompt)
+	h, err = Open(dir, o.Prompt)
 	return h, created, err
 }
 
@@ -82,12 +88,12 @@ func InitHost(dir string, o HostOptions) (h *Host, created bool, err error) {
 func newIdentity(dir, passphrase string) error {
 	secret, recipient, err := crypto.NewIdentity()
 	if err != nil {
-		return fmt.Errorf("daemon: %w", err)
+		return fmt.Errorf("home: %w", err)
 	}
 	text := []byte("# sealdisk identity; keep a copy in a safe place\n# public key: " + recipient + "\n" + secret + "\n")
 	if passphrase != "" {
 		if text, err = sealWithPassphrase(text, passphrase); err != nil {
-			return fmt.Errorf("daemon: seal identity: %w", err)
+			return fmt.Errorf("home: seal identity: %w", err)
 		}
 	}
 	if err := writeFile(filepath.Join(dir, identityFile), text); err != nil {
@@ -125,11 +131,11 @@ func deriveRecipients(dir string, p crypto.Prompt) error {
 	}
 	b, err := os.ReadFile(filepath.Join(dir, identityFile))
 	if err != nil {
-		return fmt.Errorf("daemon: %w", err)
+		return fmt.Errorf("home: %w", err)
 	}
 	ids, err := crypto.ParseIdentities(bytes.NewReader(b), p)
 	if err != nil {
-		return fmt.Errorf("daemon: %s: %w", filepath.Join(dir, identityFile), err)
+		return fmt.Errorf("home: %s: %w", filepath.Join(dir, identityFile), err)
 	}
 	var found []string
 	for _, id := range ids {
@@ -141,7 +147,7 @@ func deriveRecipients(dir string, p crypto.Prompt) error {
 		found = namedRecipients(b)
 	}
 	if len(found) == 0 {
-		return fail(CodeNoKey, "write its public key into "+path, "daemon: the identity in %s does not tell its recipient", dir)
+		return fmt.Errorf("%w: write its public key into %s", ErrNoRecipient, path)
 	}
 	return writeFile(path, []byte(strings.Join(found, "\n")+"\n"))
 }
@@ -173,7 +179,7 @@ func addAdmins(dir string, more []string) error {
 	for _, r := range more {
 		c, err := crypto.CanonicalRecipient(r)
 		if err != nil {
-			return fmt.Errorf("daemon: admin: %w", err)
+			return fmt.Errorf("home: admin: %w", err)
 		}
 		all = append(all, c)
 	}
@@ -181,19 +187,19 @@ func addAdmins(dir string, more []string) error {
 	return writeFile(filepath.Join(dir, adminsFile), []byte(strings.Join(slices.Compact(all), "\n")+"\n"))
 }
 
-// OpenHost opens the host directory at dir. The identity file is read, and a
+// Open opens the host directory at dir. The identity file is read, and a
 // passphrase asked for, only when an image is opened.
-func OpenHost(dir string, p crypto.Prompt) (*Host, error) {
+func Open(dir string, p crypto.Prompt) (*Host, error) {
 	h := &Host{Dir: dir}
 	b, err := os.ReadFile(filepath.Join(dir, hostKeyFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fail(CodeNoKey, "sealdisk init makes one; --home names another", "daemon: no host key in %s", dir)
+		return nil, fmt.Errorf("%w in %s", ErrNoHostKey, dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("daemon: host key: %w", err)
+		return nil, fmt.Errorf("home: host key: %w", err)
 	}
 	if h.Key, err = crypto.ParseHostKey(b); err != nil {
-		return nil, fmt.Errorf("daemon: %s: %w", filepath.Join(dir, hostKeyFile), err)
+		return nil, fmt.Errorf("home: %s: %w", filepath.Join(dir, hostKeyFile), err)
 	}
 	if h.Recipients, err = h.readRecipients(recipientsFile); err != nil {
 		return nil, err
@@ -215,22 +221,21 @@ func (h *Host) readRecipients(name string) ([]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("daemon: %w", err)
+		return nil, fmt.Errorf("home: %w", err)
 	}
 	defer f.Close()
 	list, err := crypto.ParseRecipients(f)
 	if err != nil {
-		return nil, fmt.Errorf("daemon: %s: %w", f.Name(), err)
+		return nil, fmt.Errorf("home: %s: %w", f.Name(), err)
 	}
 	return list, nil
 }
 
-// Fingerprint names the host key, in the notation of OpenSSH.
-func (h *Host) Fingerprint() string {
-	pub := h.Key.Public()
-	sum := sha256.Sum256(pub[:])
-	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
-}
+// Peers is the path of the book of pinned peers.
+func (h *Host) Peers() string { return filepath.Join(h.Dir, peersFile) }
+
+// Identities are all identities of the host. They read their file when they are first asked.
+func (h *Host) Identities() []age.Identity { return []age.Identity{h.identities} }
 
 // Unlock reads the identity file now, asking for its passphrase if it has one.
 func (h *Host) Unlock() error {
@@ -246,7 +251,7 @@ func AskPassphrase(dir string, p crypto.Prompt) (pass string, err error) {
 		pass, err = ask(what)
 		return pass, err
 	}
-	h, err := OpenHost(dir, p)
+	h, err := Open(dir, p)
 	if err != nil {
 		return "", err
 	}
@@ -270,15 +275,15 @@ func (l *lazyIdentity) load() ([]age.Identity, error) {
 	}
 	f, err := os.Open(l.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fail(CodeNoKey, "restore it from its copy; without it no image can be opened", "daemon: no identity at %s", l.path)
+		return nil, fmt.Errorf("%w at %s", ErrNoIdentity, l.path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("daemon: identity: %w", err)
+		return nil, fmt.Errorf("home: identity: %w", err)
 	}
 	defer f.Close()
 	ids, err := crypto.ParseIdentities(f, l.prompt)
 	if err != nil {
-		return nil, fmt.Errorf("daemon: %s: %w", l.path, err)
+		return nil, fmt.Errorf("home: %s: %w", l.path, err)
 	}
 	l.ids = ids
 	return ids, nil
@@ -307,19 +312,19 @@ func (l *lazyIdentity) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "r
 func writeFile(path string, b []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return fmt.Errorf("daemon: %w", err)
+		return fmt.Errorf("home: %w", err)
 	}
 	defer os.Remove(f.Name()) // fails once the file has its name
 	_, err = f.Write(b)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("daemon: write %s: %w", path, err)
+		return fmt.Errorf("home: write %s: %w", path, err)
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("daemon: %w", err)
+		return fmt.Errorf("home: %w", err)
 	}
 	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
-		return fmt.Errorf("daemon: %w", err)
+		return fmt.Errorf("home: %w", err)
 	}
 	return errors.Join(d.Sync(), d.Close())
 }

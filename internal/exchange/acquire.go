@@ -1,0 +1,107 @@
+package exchange
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/lease"
+	"github.com/sealdisk/sealdisk/transfer"
+	"github.com/sealdisk/sealdisk/transfer/peer"
+)
+
+// leaseTimeout bounds how long somebody who opens an image waits for its lease.
+const leaseTimeout = 60 * time.Second
+
+// Acquire asks the holder of an image's lease for it, and brings what it wrote last.
+// [image.ErrNotHolder]: it is no peer that can be called, or does not give it.
+func (x *Exchange) Acquire(ctx context.Context, id blockstore.ImageID) error {
+	ctx, cancel := context.WithTimeout(ctx, leaseTimeout)
+	defer cancel()
+	leave, err := x.Enter(ctx, id)
+	if err != nil {
+		return err
+	}
+	chain, err := lease.Load(x.Store, id)
+	if err != nil || chain.Newest().Holder == x.Key.Public() {
+		leave()
+		return err
+	}
+	p, err := x.Book.Pinned(peer.FingerprintOf(chain.Newest().Holder))
+	if err != nil {
+		leave()
+		return fmt.Errorf("%w: %w", image.ErrNotHolder, err)
+	}
+	// Once the holder has given it there is no way back: it goes on though nobody waits.
+	done := make(chan error, 1)
+	x.running.Go(func() {
+		defer leave()
+		done <- x.takeLease(x.life, p, id)
+	})
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %s has not given it yet: %w", image.ErrNotHolder, p.Name, ctx.Err())
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s has it: %w", image.ErrNotHolder, p.Name, err)
+	}
+	x.Log.Warn("this host has the lease from now on", "image", id.String(), "from", p.Name)
+	return nil
+}
+
+// takeLease brings the newest state first, so that little is left to come once the lease
+// is given.
+func (x *Exchange) takeLease(ctx context.Context, p peer.Peer, id blockstore.ImageID) error {
+	conn, err := x.dial(ctx, p, peer.Forward)
+	if err != nil {
+		return err
+	}
+	c := transfer.NewClient(conn)
+	defer c.Close()
+	if err := x.Growing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer x.Growing.Release(1)
+	d, err := c.Describe(ctx, id.String(), blockstore.CommitID{})
+	if err != nil {
+		return err
+	}
+	if err := x.bring(ctx, c, id, d); err != nil {
+		return err
+	}
+	if d, err = c.Lease(ctx, id); err != nil {
+		return err
+	}
+	return x.bring(ctx, c, id, d)
+}
+
+// bring makes what a peer describes the state of an image that is here, whole if it is so now.
+func (x *Exchange) bring(ctx context.Context, c *transfer.Client, id blockstore.ImageID, d *transfer.Description) error {
+	receive := x.receiver(nil).Receive
+	if x.Partial(id) {
+		receive = x.receiver(nil).Begin
+	}
+	if _, err := receive(ctx, d, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id}); err != nil {
+		return err
+	}
+	return x.arrived(ctx, id)
+}
+
+// arrived shows the new head of an image to who has it open.
+func (x *Exchange) arrived(ctx context.Context, id blockstore.ImageID) error {
+	err := x.Shared.Advance(ctx, id)
+	x.Names.Changed(id)
+	return err
+}
+
+// receiver gives what brings images into the store; from is the peer whose quota counts.
+func (x *Exchange) receiver(from *peer.Peer) *transfer.Receiver {
+	return &transfer.Receiver{
+		Store: x.Store, Anchor: x.Anchor, Log: x.Log,
+		Reserve: func(n int64) (func(), error) { return x.reserve(n, from) },
+		Account: x.account(from),
+	}
+}

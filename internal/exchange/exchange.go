@@ -1,0 +1,254 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"filippo.io/age"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/anchor"
+	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/internal/metrics"
+	"github.com/sealdisk/sealdisk/transfer"
+	"github.com/sealdisk/sealdisk/transfer/peer"
+)
+
+// Local labels of a catalogue entry.
+const (
+	LabelOrigin = "local.origin"  // fingerprint of the peer that brought the image
+	LabelNoKeys = "local.no-keys" // "yes": a replica that is not to become a recipient
+)
+
+// Names is the catalogue of the daemon.
+type Names interface {
+	// Lookup gives an image by its name, or by its id in hex ([transfer.ErrNoImage]).
+	Lookup(ref string) (record.Entry, error)
+	// All gives all images.
+	All() []record.Entry
+	// Reserve keeps a free name for an image that is being brought until release.
+	Reserve(name string) (release func(), err error)
+	// Add lists an image under a reserved name.
+	Add(ctx context.Context, e record.Entry) error
+	// Relabel replaces the labels of an image.
+	Relabel(ctx context.Context, id blockstore.ImageID, labels map[string]string) error
+	// Change runs work on the image, which this host may write.
+	Change(ctx context.Context, id blockstore.ImageID, work func(*image.Disk) error) error
+	// Alone runs work while nobody here has the image open ([image.ErrInUse]).
+	Alone(id blockstore.ImageID, work func() error) error
+	// Changed makes mounts and listings see the new head of an image.
+	Changed(id blockstore.ImageID)
+}
+
+// Options of an Exchange.
+type Options struct {
+	Store      *blockstore.Store
+	Shared     *image.Shared
+	Anchor     *anchor.Anchor
+	Key        crypto.HostKey
+	Identities []age.Identity
+	Recipients []string // this host's own
+	Book       *peer.Book
+	Names      Names
+	// Growing is held once while objects are brought or lent that nothing may refer to:
+	// the collector takes it as a whole.
+	Growing *semaphore.Weighted
+	// SourceTimeout is how long a reader waits for what is missing.
+	SourceTimeout time.Duration
+	Metrics       *metrics.Set
+	Log           *slog.Logger
+}
+
+// Exchange is a host's dealings with its peers. Safe for concurrent use.
+type Exchange struct {
+	Options
+	endpoint *peer.Endpoint
+	server   *transfer.Server
+	life     context.Context // of what peers have asked for
+	end      context.CancelFunc
+	running  sync.WaitGroup // pushes that are being received, fills
+
+	mu       sync.Mutex
+	busy     map[blockstore.ImageID]chan struct{} // is being received, or removed; closed at the end
+	reserved int64                                // bytes set aside
+	brought  map[peer.Fingerprint]int64           // bytes that peers brought since the last collection
+	rates    map[peer.Fingerprint]*peer.Rate
+	partials map[blockstore.ImageID]*partial
+}
+
+// New makes the exchange of a host. It ends with Close.
+func New(o Options) (*Exchange, error) {
+	endpoint, err := peer.NewEndpoint(o.Key, o.Book)
+	if err != nil {
+		return nil, err
+	}
+	x := &Exchange{Options: o, endpoint: endpoint, busy: map[blockstore.ImageID]chan struct{}{}, brought: map[peer.Fingerprint]int64{}, rates: map[peer.Fingerprint]*peer.Rate{}, partials: map[blockstore.ImageID]*partial{}}
+	x.life, x.end = context.WithCancel(context.Background())
+	x.server = transfer.NewServer(o.Store, x, o.Metrics.Refused, o.Log)
+	return x, nil
+}
+
+// Listen answers peers on l until ctx ends.
+func (x *Exchange) Listen(ctx context.Context, l net.Listener) error {
+	return transfer.Listen(ctx, l, x.endpoint, x.Metrics.Refused, x.Log, func(_ context.Context, c *peer.Conn) {
+		x.meter(c)
+		c.Bound(x.rate(c.Peer))
+		answer := x.server.Handle
+		if c.Protocol == peer.Reverse {
+			answer = x.server.Admit
+		}
+		if err := answer(c); err != nil {
+			x.Log.Warn("a peer was turned away", "peer", c.Peer.Name, "err", err)
+			return
+		}
+		if c.Protocol == peer.Reverse {
+			x.running.Go(func() { x.receivePush(x.life, c) })
+		}
+	})
+}
+
+// rate is the bound of all connections with a peer together.
+func (x *Exchange) rate(p peer.Peer) *peer.Rate {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	r := x.rates[p.Key]
+	if r == nil {
+		r = peer.NewRate(0)
+		x.rates[p.Key] = r
+	}
+	r.Set(p.Quota.Rate)
+	return r
+}
+
+// dial connects to a peer.
+func (x *Exchange) dial(ctx context.Context, at peer.Peer, protocol string) (*peer.Conn, error) {
+	c, err := x.endpoint.Dial(ctx, at, protocol)
+	if err != nil {
+		return nil, err
+	}
+	x.meter(c)
+	return c, nil
+}
+
+func (x *Exchange) meter(c *peer.Conn) {
+	name := c.Peer.Name
+	c.Meter(func(in, out int) { x.Metrics.Network(name, in, out) })
+}
+
+// Close ends all connections; answers and pulls under way are cut and may be resumed.
+func (x *Exchange) Close(ctx context.Context) error {
+	x.end()
+	err := x.server.Close(ctx)
+	x.running.Wait()
+	return err
+}
+
+// Enter keeps an image for one pull, or for its removal, at a time, and waits for its turn.
+func (x *Exchange) Enter(ctx context.Context, id blockstore.ImageID) (leave func(), err error) {
+	for {
+		x.mu.Lock()
+		busy := x.busy[id]
+		if busy == nil {
+			mine := make(chan struct{})
+			x.busy[id] = mine
+			x.mu.Unlock()
+			return func() {
+				x.mu.Lock()
+				defer x.mu.Unlock()
+				delete(x.busy, id)
+				close(mine)
+			}, nil
+		}
+		x.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("image %v is being received: %w", id, image.ErrInUse)
+		}
+	}
+}
+
+// account counts bytes that a peer brought, and refuses them beyond its quota. What it
+// brought and was replaced counts until the next collection.
+func (x *Exchange) account(from *peer.Peer) func(n int) error {
+	if from == nil || from.Quota.Stored == 0 {
+		return nil
+	}
+	return func(n int) error {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.brought[from.Key] += int64(n)
+		if x.brought[from.Key] > from.Quota.Stored {
+			return fmt.Errorf("%w: it may bring %d bytes", transfer.ErrRefused, from.Quota.Stored)
+		}
+		return nil
+	}
+}
+
+// Collected makes the counts of what peers brought those of what is left of it.
+func (x *Exchange) Collected() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	clear(x.brought)
+}
+
+// reserve sets bytes aside of what is free and of what a peer may bring; nil: this host
+// has asked for them itself.
+func (x *Exchange) reserve(n int64, from *peer.Peer) (release func(), err error) {
+	free, _, err := x.Store.Free()
+	if err != nil {
+		return nil, err
+	}
+	if from != nil && from.Quota.Stored > 0 {
+		stored, err := x.broughtBy(from.Key)
+		if err != nil {
+			return nil, err
+		}
+		if n > from.Quota.Stored-stored {
+			return nil, fmt.Errorf("peer %s may bring %d bytes, has brought %d and brings %d more: %w", from.Name, from.Quota.Stored, stored, n, transfer.ErrRefused)
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if n > free-x.reserved {
+		return nil, fmt.Errorf("%d bytes are to come, %d are free and %d of them set aside: %w", n, free, x.reserved, blockstore.ErrNoSpace)
+	}
+	x.reserved += n
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.reserved -= n
+	}, nil
+}
+
+// broughtBy sums up the images that a peer has brought, in sealed bytes of their heads.
+func (x *Exchange) broughtBy(key peer.Fingerprint) (sum int64, err error) {
+	for _, e := range x.Names.All() {
+		if e.Labels[LabelOrigin] != key.String() {
+			continue
+		}
+		_, raw, err := x.Store.Head(e.Image)
+		if errors.Is(err, blockstore.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		c, err := blockstore.ParseCommit(raw)
+		if err != nil {
+			return 0, err
+		}
+		if c.Root != nil {
+			sum += int64(c.Root.Subtree)
+		}
+	}
+	return sum, nil
+}

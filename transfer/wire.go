@@ -1,0 +1,135 @@
+package transfer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+)
+
+// Version is that of the protocol; a peer with another one is refused.
+const Version = 1
+
+// Limits that docs/protocol.md §3 fixes.
+const (
+	maxRequestIDs  = 1024     // ids of one request
+	maxRequestData = 4 << 20  // bytes of objects that one request asks for, unless it is one object
+	maxLeases      = 4096     // records of a chain
+	maxDescription = 16 << 20 // bytes
+	maxReport      = 64 << 10
+)
+
+// Errors of the protocol.
+var (
+	// ErrProtocol: the peer broke a rule of docs/protocol.md.
+	ErrProtocol = errors.New("the peer broke the protocol")
+	// ErrRefused: the peer does not do it, or not for us.
+	ErrRefused = errors.New("refused by the peer")
+	// ErrNoImage: the peer has no such image, or none for us.
+	ErrNoImage = errors.New("the peer has no such image")
+	// ErrAbsent: the peer does not have an object that its map names.
+	ErrAbsent = errors.New("the peer lacks an object")
+)
+
+// Description is what a peer says of an image before anything is copied.
+type Description struct {
+	Version uint64             `cbor:"1,keyasint"`
+	Image   blockstore.ImageID `cbor:"2,keyasint"`
+	Leases  [][]byte           `cbor:"3,keyasint"` // the whole chain, in order
+	Head    []byte             `cbor:"4,keyasint"` // the commit, signature included
+}
+
+// Offer is what a pushing host wants pulled.
+type Offer struct {
+	Version uint64             `cbor:"1,keyasint"`
+	Image   blockstore.ImageID `cbor:"2,keyasint"`
+	Name    string             `cbor:"3,keyasint"`
+	Follow  bool               `cbor:"4,keyasint"` // stay in step until the connection ends
+}
+
+// Report is how the pull that an offer asked for goes.
+type Report struct {
+	Done    int64  `cbor:"1,keyasint"` // sealed bytes that are there
+	Total   int64  `cbor:"2,keyasint"`
+	State   string `cbor:"3,keyasint"` // "running", "done", "failed"
+	Message string `cbor:"4,keyasint"` // why it failed
+}
+
+// States of a Report.
+const (
+	Running = "running"
+	Done    = "done"
+	Failed  = "failed"
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+var (
+	encMode = must(cbor.CoreDetEncOptions().EncMode())
+	decMode = must(cbor.DecOptions{
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField, MaxNestedLevels: 4, MaxArrayElements: maxLeases, MaxMapPairs: 16,
+	}.DecMode())
+)
+
+// decode reads a message of at most most bytes and no byte after it.
+func decode(r io.Reader, most int64, v any) error {
+	b, err := io.ReadAll(io.LimitReader(r, most+1))
+	if err != nil {
+		return err
+	}
+	if int64(len(b)) > most {
+		return fmt.Errorf("message of more than %d bytes: %w", most, ErrProtocol)
+	}
+	if err := decMode.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("message: %w: %w", ErrProtocol, err)
+	}
+	again, err := encMode.Marshal(v)
+	if err != nil || !bytes.Equal(again, b) {
+		return fmt.Errorf("message is not deterministic CBOR: %w", ErrProtocol)
+	}
+	return nil
+}
+
+func checkVersion(v uint64) error {
+	if v != Version {
+		return fmt.Errorf("protocol version %d, this is %d: %w", v, Version, blockstore.ErrFormat)
+	}
+	return nil
+}
+
+// Objects and commits travel as u32 length ‖ bytes, in the order in which they were
+// asked for; length 0 says that it is not there.
+
+// appendItem appends one to dst.
+func appendItem(dst, b []byte) []byte {
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(b)))
+	return append(dst, b...)
+}
+
+// readLength reads the length before an item.
+func readLength(r io.Reader) (int, error) {
+	var b [4]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return 0, cut(err)
+	}
+	return int(binary.BigEndian.Uint32(b[:])), nil
+}
+
+// cut tells an answer that ended early from one that has ended.
+func cut(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
