@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,4 +161,24 @@ func (s *Store) Find(id ObjectID) (p Place, ok bool, err error) {
 		return nil
 	})
 	return p, ok, err
+}
+
+// Append appends the bytes of an object to dst, for who wants all of them, and not from
+// memory: reading in sequence is quicker than [Store.Get] would be. Errors are those of Get.
+func (s *Store) Append(ctx context.Context, dst []byte, id ObjectID) ([]byte, error) {
+	n := len(dst)
+	if p, ok, err := s.Find(id); err == nil && ok && ctx.Err() == nil {
+		dst = slices.Grow(dst, p.Size())[:n+p.Size()]
+		if p.ReadAt(dst[n:], 0) == nil {
+			return dst, nil
+		}
+	}
+	err := s.Get(ctx, id, func(b []byte) error {
+		dst = append(dst[:n], b...)
+		return nil
+	})
+	if err != nil {
+		return dst[:n], err
+	}
+	return dst, nil
 }

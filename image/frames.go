@@ -119,6 +119,13 @@ func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out []
 	return out, nil
 }
 
+// keeps tells whether the first frame of a span is in memory; whose it is does not matter.
+func (s *Shared) keeps(sp *span) bool {
+	id := frameID{sp.object.Ref.ID, uint32(sp.offset >> (sp.object.FrameLog - sectorLog))}
+	_, ok := s.frames.GetIfPresent(id)
+	return ok
+}
+
 // open fills the empty places of frames, which begin with frame number first.
 func (s *Shared) open(ctx context.Context, epoch *crypto.Epoch, sp span, first int, frames [][]byte) error {
 	id := sp.object.Ref.ID

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sealdisk/sealdisk/image/dirty"
 	"github.com/sealdisk/sealdisk/image/record"
 )
@@ -140,34 +142,107 @@ func (w view) overlay(region uint64, first, count int) (over [][]byte, all bool)
 	return over, false
 }
 
-// mapped appends slices for sectors as the map has them.
-func (w view) mapped(ctx context.Context, leaf *record.Leaf, region uint64, first, count int, vec [][]byte) ([][]byte, error) {
+// piece is a run of sectors that the map has in one place.
+type piece struct {
+	span   span // if not a hole
+	hole   bool
+	count  int
+	opened [][]byte
+}
+
+// pieces passes the pieces of a run of sectors of a region to fn, in order.
+func (w view) pieces(leaf *record.Leaf, region uint64, first, count int, fn func(p piece) error) error {
 	end := first + count
 	next := 0
 	if leaf != nil {
 		next = leaf.Find(uint16(first))
 	}
 	for first < end {
-		if leaf == nil || next == len(leaf.Extents) {
-			return hole(vec, end-first), nil
+		p := piece{hole: true, count: end - first}
+		if leaf != nil && next < len(leaf.Extents) {
+			x := leaf.Extents[next]
+			if int(x.First) > first {
+				p.count = min(int(x.First), end) - first
+			} else {
+				skip := first - int(x.First)
+				p = piece{count: min(int(x.Count)-skip, end-first)}
+				p.span = span{object: &leaf.Objects[x.Object], region: region, offset: int(x.Offset) + skip, count: p.count, once: w.once}
+				next++
+			}
 		}
-		x := leaf.Extents[next]
-		if int(x.First) > first {
-			n := min(int(x.First), end) - first
-			vec = hole(vec, n)
-			first += n
-			continue
+		if err := fn(p); err != nil {
+			return err
 		}
-		skip := first - int(x.First)
-		n := min(int(x.Count)-skip, end-first)
-		var err error
-		vec, err = w.d.s.read(ctx, w.v.tree.Keys, span{
-			object: &leaf.Objects[x.Object], region: region, offset: int(x.Offset) + skip, count: n, once: w.once}, vec)
-		if err != nil {
-			return nil, err
+		first += p.count
+	}
+	return nil
+}
+
+// parallelSectors is the least that is read in parallel, parallelOpens in how many parts.
+const (
+	parallelSectors = 64
+	parallelOpens   = 4
+)
+
+// mapped appends slices for sectors as the map has them.
+func (w view) mapped(ctx context.Context, leaf *record.Leaf, region uint64, first, count int, vec [][]byte) ([][]byte, error) {
+	if count >= parallelSectors {
+		return w.mappedLarge(ctx, leaf, region, first, count, vec)
+	}
+	err := w.pieces(leaf, region, first, count, func(p piece) (err error) {
+		if p.hole {
+			vec = hole(vec, p.count)
+			return nil
 		}
-		first += n
-		next++
+		vec, err = w.d.s.read(ctx, w.v.tree.Keys, p.span, vec)
+		return err
+	})
+	return vec, err
+}
+
+// mappedLarge is mapped for many sectors: what is not in memory is read and opened in
+// parallel, so that the device and the cores work at the same time.
+func (w view) mappedLarge(ctx context.Context, leaf *record.Leaf, region uint64, first, count int, vec [][]byte) ([][]byte, error) {
+	list := make([]piece, 0, 32)
+	var last *span
+	_ = w.pieces(leaf, region, first, count, func(p piece) error { // fails if fn does
+		list = append(list, p)
+		if !p.hole {
+			last = &list[len(list)-1].span
+		}
+		return nil
+	})
+	keys := w.v.tree.Keys
+	if last == nil || len(list) == 1 || w.d.s.keeps(last) {
+		for i := range list {
+			var err error
+			if p := &list[i]; p.hole {
+				vec = hole(vec, p.count)
+			} else if vec, err = w.d.s.read(ctx, keys, p.span, vec); err != nil {
+				return nil, err
+			}
+		}
+		return vec, nil
+	}
+	g, group := errgroup.WithContext(ctx)
+	g.SetLimit(parallelOpens)
+	for i := range list {
+		if p := &list[i]; !p.hole {
+			g.Go(func() (err error) {
+				p.opened, err = w.d.s.read(group, keys, p.span, nil)
+				return err
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for i := range list {
+		if p := &list[i]; p.hole {
+			vec = hole(vec, p.count)
+		} else {
+			vec = append(vec, p.opened...)
+		}
 	}
 	return vec, nil
 }

@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -309,6 +310,18 @@ func newSender(w http.ResponseWriter) *sender {
 	return &sender{w: w, rc: http.NewResponseController(w), buf: make([]byte, 0, sendBuffer+64<<10)}
 }
 
+// add appends an item that read appends; one of length 0, not there, if that fails.
+func (s *sender) add(read func(dst []byte) ([]byte, error)) error {
+	n := len(s.buf)
+	b, err := read(append(s.buf, 0, 0, 0, 0))
+	if err != nil {
+		b = b[:n+4]
+	}
+	binary.BigEndian.PutUint32(b[n:], uint32(len(b)-n-4))
+	s.buf = b
+	return err
+}
+
 func (s *sender) flush() error {
 	if len(s.buf) == 0 {
 		return nil
@@ -335,16 +348,8 @@ func (s *Server) objects(c *peer.Conn, w http.ResponseWriter, r *http.Request) e
 	defer s.renew(c, id)()
 	out := newSender(w)
 	for _, object := range ids {
-		// Into memory, and only then to the network: what Get shows must not wait for a peer.
-		err := s.store.Get(r.Context(), object, func(b []byte) error {
-			out.buf = appendItem(out.buf, b)
-			return nil
-		})
-		if errors.Is(err, blockstore.ErrNotFound) || errors.Is(err, blockstore.ErrCorrupt) {
-			err = nil // somebody else may have it
-			out.buf = appendItem(out.buf, nil)
-		}
-		if err != nil {
+		err := out.add(func(dst []byte) ([]byte, error) { return s.store.Append(r.Context(), dst, object) })
+		if err != nil && !errors.Is(err, blockstore.ErrNotFound) && !errors.Is(err, blockstore.ErrCorrupt) {
 			return fmt.Errorf("%w: %w", errBegun, err)
 		}
 		if len(out.buf) >= sendBuffer {
@@ -371,7 +376,7 @@ func (s *Server) commits(c *peer.Conn, w http.ResponseWriter, r *http.Request) e
 		if err != nil && !errors.Is(err, blockstore.ErrNotFound) && !errors.Is(err, blockstore.ErrCorrupt) {
 			return fmt.Errorf("%w: %w", errBegun, err)
 		}
-		out.buf = appendItem(out.buf, raw)
+		_ = out.add(func(dst []byte) ([]byte, error) { return append(dst, raw...), nil }) // does not fail
 		if len(out.buf) >= sendBuffer {
 			if err := out.flush(); err != nil {
 				return err

@@ -111,12 +111,6 @@ func checkVersion(v uint64) error {
 // Objects and commits travel as u32 length ‖ bytes, in the order in which they were
 // asked for; length 0 says that it is not there.
 
-// appendItem appends one to dst.
-func appendItem(dst, b []byte) []byte {
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(b)))
-	return append(dst, b...)
-}
-
 // readLength reads the length before an item.
 func readLength(r io.Reader) (int, error) {
 	var b [4]byte
