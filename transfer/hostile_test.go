@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -272,5 +273,29 @@ func TestConnections(t *testing.T) {
 		if (err != nil) != (i == 2) {
 			t.Errorf("connection %d: %v", i+1, err)
 		}
+	}
+}
+
+// TestFlood: a thousand connections that say nothing keep a peer from nothing.
+func TestFlood(t *testing.T) {
+	a, b := newHost(t, 0), newHost(t, 0)
+	meet(t, a, b)
+	id := a.create(4 << 20)
+	running := b.ask(a.as("a"))
+	d, err := running.Describe(context.Background(), id.String(), blockstore.CommitID{})
+	check(t, err)
+	before := runtime.NumGoroutine()
+	for range 1000 {
+		c, err := net.Dial("tcp", a.address)
+		check(t, err)
+		defer c.Close()
+	}
+	if n := runtime.NumGoroutine() - before; n > 200 {
+		t.Errorf("%d goroutines more", n)
+	}
+	_, err = b.receiver().Receive(context.Background(), d, []*transfer.Client{running}, transfer.ReceiveOptions{Image: id})
+	check(t, err)
+	if _, err := b.pull(id, b.ask(a.as("a"))); err != nil {
+		t.Errorf("a new connection meanwhile: %v", err)
 	}
 }

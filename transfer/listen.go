@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,8 +51,31 @@ func (l *connListener) Close() error {
 // Addr implements net.Listener.
 func (l *connListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// maxHandshakes bounds what strangers can make this host do at a time.
+// maxHandshakes bounds what strangers can make this host do at a time. One more, and the
+// oldest is cut off: a peer's takes a round trip, and who holds one up longer is none.
 const maxHandshakes = 64
+
+// handshakes are those under way, oldest first.
+type handshakes struct {
+	mu   sync.Mutex
+	list []net.Conn
+}
+
+func (h *handshakes) begin(c net.Conn) (cut net.Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.list = append(h.list, c)
+	if len(h.list) > maxHandshakes {
+		cut, h.list = h.list[0], h.list[1:]
+	}
+	return cut
+}
+
+func (h *handshakes) end(c net.Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.list = slices.DeleteFunc(h.list, func(o net.Conn) bool { return o == c })
+}
 
 // Listen accepts peers on l until ctx ends, and gives their connections to handle; refused
 // is told of others. It returns when all that it began has ended.
@@ -59,7 +83,7 @@ func Listen(ctx context.Context, l net.Listener, e *peer.Endpoint, refused func(
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
-	turn := make(chan struct{}, maxHandshakes)
+	var under handshakes
 	for {
 		raw, err := l.Accept()
 		if ctx.Err() != nil {
@@ -77,25 +101,20 @@ func Listen(ctx context.Context, l net.Listener, e *peer.Endpoint, refused func(
 			}
 			continue
 		}
-		select {
-		case turn <- struct{}{}:
-		default: // a flood: peers try again
+		if cut := under.begin(raw); cut != nil {
 			refused("too many handshakes")
-			_ = raw.Close()
-			continue
+			_ = cut.Close() // its own handshake fails
 		}
-		all.Add(1)
-		go func() {
-			defer all.Done()
+		all.Go(func() {
 			c, err := e.Accept(ctx, raw)
-			<-turn
+			under.end(raw)
 			if err != nil {
 				refused("handshake")
 				log.Info("refused a connection", "from", raw.RemoteAddr().String(), "err", err)
 				return
 			}
 			handle(ctx, c)
-		}()
+		})
 	}
 }
 

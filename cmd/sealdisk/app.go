@@ -57,9 +57,9 @@ func newApp() *cli.App {
 func commands() []*cli.Command {
 	list := []*cli.Command{
 		initCommand(), importCommand(), exportCommand(),
-		lsCommand(), infoCommand(), rmCommand(), renameCommand(), resizeCommand(),
+		lsCommand(), infoCommand(), depsCommand(), rmCommand(), renameCommand(), resizeCommand(),
 		mountCommand(), umountCommand(), snapshotCommand(), cloneCommand(), recipientsCommand(),
-		peerCommand(), pullCommand(), pushCommand(), fillCommand(), serveCommand(),
+		peerCommand(), pullCommand(), pushCommand(), fillCommand(), bandwidthCommand(), serveCommand(),
 		verifyCommand(), gcCommand(), statsCommand(), completionCommand(),
 	}
 	for _, c := range list {

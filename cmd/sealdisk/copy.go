@@ -109,6 +109,31 @@ Example: sealdisk fill --wait debian`,
 	}
 }
 
+func bandwidthCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "bandwidth",
+		Usage:     "bound the pulls and pushes of an image that run",
+		ArgsUsage: "NAME RATE|none",
+		Description: `Holds until they end. What --bandwidth said before is replaced.
+
+Example: sealdisk bandwidth debian 50mbit`,
+		BashComplete: completeImages,
+		Action: func(c *cli.Context) error {
+			a, err := args(c, 2, 2)
+			if err != nil {
+				return err
+			}
+			r := daemon.BandwidthRequest{Name: a[0]}
+			if a[1] != "none" {
+				if r.Rate, err = parseBandwidth(a[1]); err != nil {
+					return err
+				}
+			}
+			return envOf(c).call(c, daemon.OpBandwidth, r, nil, nil)
+		},
+	}
+}
+
 func pushCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "push",

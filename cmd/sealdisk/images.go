@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/sealdisk/sealdisk/internal/daemon"
+	"github.com/sealdisk/sealdisk/internal/picture"
 )
 
 func lsCommand() *cli.Command {
@@ -129,6 +130,66 @@ func printWhose(row func(name, format string, args ...any), in daemon.Info) {
 	}
 	if in.Origin != "" {
 		row("came from", "%s", in.Origin)
+	}
+}
+
+func depsCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "deps",
+		Usage:     "show what of an image is needed together, and in which order",
+		ArgsUsage: "NAME[@SNAP]",
+		Description: `The start-up list is recorded while a guest boots from the mounted image; a host that pulls the image
+lazily brings it first. With --dot or --svg as a picture.
+
+Example: sealdisk deps debian --svg >debian.svg`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "dot", Usage: "print a graph for Graphviz"},
+			&cli.BoolFlag{Name: "svg", Usage: "print a drawing: when which part of the disk was needed"},
+		},
+		BashComplete: completeImages,
+		Action:       deps,
+	}
+}
+
+func deps(c *cli.Context) error {
+	a, err := args(c, 1, 1)
+	if err != nil {
+		return err
+	}
+	e := envOf(c)
+	var d daemon.Deps
+	if err := e.call(c, daemon.OpDeps, daemon.NameRequest{Name: a[0]}, nil, &d); err != nil {
+		return err
+	}
+	s := picture.Startup{Name: d.Name, Size: d.Size, Ranges: d.Startup}
+	if p := d.Parent; p != nil {
+		if s.Parent = p.Name; s.Parent == "" {
+			s.Parent = p.ID
+		}
+	}
+	switch {
+	case c.Bool("dot"):
+		return s.Dot(e.out)
+	case c.Bool("svg"):
+		return s.SVG(e.out)
+	}
+	return e.print(d, func(w io.Writer) { printDeps(w, s) })
+}
+
+func printDeps(w io.Writer, s picture.Startup) {
+	if s.Parent != "" {
+		fmt.Fprintf(w, "descends from %s\n", s.Parent)
+	}
+	bursts := s.Bursts()
+	if len(bursts) == 0 {
+		fmt.Fprintln(w, "no start-up list: no guest has booted from it yet")
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	defer t.Flush()
+	fmt.Fprintln(t, "BURST\tFROM\tTO\tRANGES\tBYTES\t")
+	for _, b := range bursts {
+		fmt.Fprintf(t, "%d\t%.1f s\t%.1f s\t%d\t%s\t\n", b.Number, float64(b.From)/1000, float64(b.To)/1000, len(b.Ranges), bytesText(b.Bytes))
 	}
 }
 

@@ -33,6 +33,7 @@ var layer = map[string]int{
 	"internal/home":        1,
 	"internal/imagetest":   4,
 	"internal/metrics":     0,
+	"internal/picture":     0,
 	"fs":                   5,
 	"transfer":             5,
 	"transfer/qemu":        5,

@@ -1,6 +1,10 @@
 package daemon
 
-import "time"
+import (
+	"time"
+
+	"github.com/sealdisk/sealdisk/internal/picture"
+)
 
 // The operations of the API. Each is POST /v1/NAME: one line of JSON, the
 // request, then for "import" possibly the image itself. The answer is lines of
@@ -31,6 +35,8 @@ const (
 	OpPull       = "pull"
 	OpPush       = "push"
 	OpFill       = "fill"
+	OpBandwidth  = "bandwidth"
+	OpDeps       = "deps"
 )
 
 // Event is one line of an answer. Exactly one of its fields is set.
@@ -341,6 +347,25 @@ type MissingInfo struct {
 type FillRequest struct {
 	Name string `json:"name"`
 	Wait bool   `json:"wait,omitempty"`
+}
+
+// BandwidthRequest bounds the pulls and pushes of an image that run.
+type BandwidthRequest struct {
+	Name string `json:"name"`
+	Rate int64  `json:"rate"` // bytes per second; 0: no bound
+}
+
+// Bounded says how many were.
+type Bounded struct {
+	Running int `json:"running"`
+}
+
+// Deps is the dependency map of an image.
+type Deps struct {
+	Name    string          `json:"name"`
+	Size    int64           `json:"size"`
+	Parent  *ParentInfo     `json:"parent"`
+	Startup []picture.Range `json:"startup"` // what a guest needs first, in order
 }
 
 // PushRequest brings an image to a peer.

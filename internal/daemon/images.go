@@ -12,6 +12,7 @@ import (
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/internal/picture"
 )
 
 // operations is the table of the API.
@@ -42,6 +43,8 @@ func (d *Daemon) operations() map[string]operation {
 		OpPull:       keyed(d, d.pull),
 		OpPush:       keyed(d, d.push),
 		OpFill:       keyed(d, d.fill),
+		OpBandwidth:  keyed(d, d.bandwidth),
+		OpDeps:       keyed(d, d.deps),
 	}
 }
 
@@ -165,13 +168,41 @@ func (d *Daemon) info(ctx context.Context, _ *call, r NameRequest) (any, error) 
 	for _, s := range in.Snapshots {
 		out.Snapshots = append(out.Snapshots, SnapshotInfo{Name: s.Name, Time: s.Time, Commit: s.Commit.String()})
 	}
-	if in.Parent != nil {
-		out.Parent = &ParentInfo{ID: in.Parent.Image.String(), Commit: in.Parent.Commit.String()}
-		if p, err := d.names.find(out.Parent.ID); err == nil {
-			out.Parent.Name = p.Name
-		}
-	}
+	out.Parent = d.parentOf(in)
 	return out, d.whose(e, &out)
+}
+
+func (d *Daemon) parentOf(in image.Info) *ParentInfo {
+	if in.Parent == nil {
+		return nil
+	}
+	out := &ParentInfo{ID: in.Parent.Image.String(), Commit: in.Parent.Commit.String()}
+	if p, err := d.names.find(out.ID); err == nil {
+		out.Name = p.Name
+	}
+	return out
+}
+
+// deps gives the dependency map of an image.
+func (d *Daemon) deps(ctx context.Context, _ *call, r NameRequest) (any, error) {
+	_, key, err := d.find(r.Name)
+	if err != nil {
+		return nil, err
+	}
+	out := Deps{Name: r.Name, Startup: []picture.Range{}}
+	err = d.with(ctx, key, glance, func(disk *image.Disk) error {
+		in, err := disk.Info(ctx)
+		if err != nil {
+			return err
+		}
+		list, err := disk.Startup(ctx)
+		for _, r := range list {
+			out.Startup = append(out.Startup, picture.Range{Offset: r.Offset, Length: r.Length, Burst: r.Burst, Ms: r.Ms})
+		}
+		out.Size, out.Parent = in.Size, d.parentOf(in)
+		return err
+	})
+	return out, err
 }
 
 func segmentsOf(p record.PlanStats) Segments {

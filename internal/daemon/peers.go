@@ -348,6 +348,15 @@ func (d *Daemon) pull(ctx context.Context, c *call, r PullRequest) (any, error) 
 	}, nil
 }
 
+// bandwidth bounds what runs for an image.
+func (d *Daemon) bandwidth(_ context.Context, _ *call, r BandwidthRequest) (any, error) {
+	n := d.peers.SetBandwidth(r.Name, r.Rate)
+	if n == 0 {
+		return nil, fail(CodeNotFound, "", "no pull or push of %s runs", r.Name)
+	}
+	return Bounded{Running: n}, nil
+}
+
 func (d *Daemon) push(ctx context.Context, c *call, r PushRequest) (any, error) {
 	began := time.Now()
 	got, err := d.peers.Push(ctx, exchange.Push{Name: r.Name, Peer: r.Peer, Follow: r.Follow, Bandwidth: r.Bandwidth, Progress: c.progress})

@@ -81,6 +81,7 @@ type Exchange struct {
 	reserved int64                                // bytes set aside
 	brought  map[peer.Fingerprint]int64           // bytes that peers brought since the last collection
 	rates    map[peer.Fingerprint]*peer.Rate
+	bounds   map[string]map[*peer.Rate]struct{} // of pulls and pushes that run, by the image's name here
 	partials map[blockstore.ImageID]*partial
 }
 
@@ -90,7 +91,7 @@ func New(o Options) (*Exchange, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &Exchange{Options: o, endpoint: endpoint, busy: map[blockstore.ImageID]chan struct{}{}, brought: map[peer.Fingerprint]int64{}, rates: map[peer.Fingerprint]*peer.Rate{}, partials: map[blockstore.ImageID]*partial{}}
+	x := &Exchange{Options: o, endpoint: endpoint, busy: map[blockstore.ImageID]chan struct{}{}, brought: map[peer.Fingerprint]int64{}, rates: map[peer.Fingerprint]*peer.Rate{}, bounds: map[string]map[*peer.Rate]struct{}{}, partials: map[blockstore.ImageID]*partial{}}
 	x.life, x.end = context.WithCancel(context.Background())
 	x.server = transfer.NewServer(o.Store, x, o.Metrics.Refused, o.Log)
 	return x, nil
@@ -126,6 +127,35 @@ func (x *Exchange) rate(p peer.Peer) *peer.Rate {
 	}
 	r.Set(p.Quota.Rate)
 	return r
+}
+
+// bound makes a bound for a pull or push that SetBandwidth finds, until done.
+func (x *Exchange) bound(name string, perSecond int64) (r *peer.Rate, done func()) {
+	r = peer.NewRate(perSecond)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.bounds[name] == nil {
+		x.bounds[name] = map[*peer.Rate]struct{}{}
+	}
+	x.bounds[name][r] = struct{}{}
+	return r, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if delete(x.bounds[name], r); len(x.bounds[name]) == 0 {
+			delete(x.bounds, name)
+		}
+	}
+}
+
+// SetBandwidth bounds the pulls and pushes of an image that run, in bytes per second (0: no
+// bound), and tells how many there are.
+func (x *Exchange) SetBandwidth(name string, perSecond int64) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for r := range x.bounds[name] {
+		r.Set(perSecond)
+	}
+	return len(x.bounds[name])
 }
 
 // dial connects to a peer.

@@ -54,7 +54,9 @@ type Pulled struct {
 // Pull brings an image from peers. What was stored when it is cut is not fetched again.
 func (x *Exchange) Pull(ctx context.Context, p Pull) (Pulled, error) {
 	defer x.Metrics.Running("pulls")()
-	clients, err := x.dialPeers(ctx, p)
+	rate, done := x.bound(p.Name, p.Bandwidth)
+	defer done()
+	clients, err := x.dialPeers(ctx, p, rate)
 	if err != nil {
 		return Pulled{}, err
 	}
@@ -90,8 +92,7 @@ func (x *Exchange) Pull(ctx context.Context, p Pull) (Pulled, error) {
 
 // dialPeers connects to the peers of a pull. One that cannot be reached is missed if it is
 // the first.
-func (x *Exchange) dialPeers(ctx context.Context, p Pull) (clients []*transfer.Client, err error) {
-	rate := peer.NewRate(p.Bandwidth)
+func (x *Exchange) dialPeers(ctx context.Context, p Pull, rate *peer.Rate) (clients []*transfer.Client, err error) {
 	for i, name := range p.Peers {
 		at, err := x.Book.Find(name)
 		if err != nil {
@@ -197,7 +198,11 @@ func (j *job) once(ctx context.Context, have record.Entry, known bool) (Pulled, 
 	id := d.Image
 	noKeys := have.Labels[LabelNoKeys] != ""
 	if !known || noKeys && j.keys == keysWanted {
-		if d, noKeys, err = j.obtainKeys(ctx, d); err != nil {
+		keys := j.keys
+		if known { // a replica stays one if need be
+			keys = keysIfAllowed
+		}
+		if d, noKeys, err = j.obtainKeys(ctx, d, keys); err != nil {
 			return Pulled{}, err
 		}
 	}
@@ -282,8 +287,8 @@ func (j *job) checkImage(d *transfer.Description, have record.Entry, known bool)
 
 // obtainKeys sees whether this host can open the keyring, and asks the peer to seal the
 // image to it if not. It gives the description that is the newest then.
-func (j *job) obtainKeys(ctx context.Context, d *transfer.Description) (_ *transfer.Description, noKeys bool, err error) {
-	if j.keys == keysNever {
+func (j *job) obtainKeys(ctx context.Context, d *transfer.Description, keys keysMode) (_ *transfer.Description, noKeys bool, err error) {
+	if keys == keysNever {
 		return d, true, nil
 	}
 	opens, err := j.opens(ctx, d)
@@ -292,7 +297,7 @@ func (j *job) obtainKeys(ctx context.Context, d *transfer.Description) (_ *trans
 	}
 	first := j.clients[0]
 	err = first.AddRecipients(ctx, d.Image, j.x.Recipients)
-	if errors.Is(err, transfer.ErrRefused) && j.keys == keysIfAllowed {
+	if errors.Is(err, transfer.ErrRefused) && keys == keysIfAllowed {
 		return d, true, nil
 	}
 	if err != nil {

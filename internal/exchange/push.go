@@ -51,7 +51,9 @@ func (x *Exchange) Push(ctx context.Context, p Push) (Pushed, error) {
 	if err != nil {
 		return Pushed{}, err
 	}
-	conn.Bound(peer.NewRate(p.Bandwidth))
+	rate, done := x.bound(e.Name, p.Bandwidth)
+	defer done()
+	conn.Bound(rate)
 	offer := transfer.Offer{Version: transfer.Version, Image: e.Image, Name: e.Name, Follow: p.Follow}
 	err = x.server.Push(ctx, conn, offer, func(r transfer.Report) { p.Progress(r.Done, r.Total) })
 	_, out := conn.Traffic()
