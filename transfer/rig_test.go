@@ -32,6 +32,7 @@ type host struct {
 	recipient string
 	store     *blockstore.Store
 	anchor    *anchor.Anchor
+	options   image.Host
 	shared    *image.Shared
 	book      *peer.Book
 	endpoint  *peer.Endpoint
@@ -57,7 +58,8 @@ func newHost(t *testing.T, reserve int64) *host {
 	check(t, err)
 	h.anchor, err = anchor.Open(filepath.Join(dir, "home"), h.store.ID())
 	check(t, err)
-	h.shared, err = image.NewShared(image.Host{Store: h.store, Key: h.key, Identities: []age.Identity{ids[0]}, Anchor: h.anchor, Log: log, Now: time.Now})
+	h.options = image.Host{Store: h.store, Key: h.key, Identities: []age.Identity{ids[0]}, Anchor: h.anchor, Log: log, Now: time.Now}
+	h.shared, err = image.NewShared(h.options)
 	check(t, err)
 	h.book, err = peer.OpenBook(filepath.Join(dir, "peers"))
 	check(t, err)
@@ -101,6 +103,15 @@ func (h *host) listen(log *slog.Logger) {
 		_ = h.server.Close(closing) // connections that a test left open are cut
 		check(h.t, h.store.Close())
 	})
+}
+
+// crash gives the images of the host as its next process finds them: nothing that was open
+// is closed.
+func (h *host) crash() *image.Shared {
+	h.t.Helper()
+	s, err := image.NewShared(h.options)
+	check(h.t, err)
+	return s
 }
 
 // fragile counts what goes out, and breaks connections.
