@@ -82,7 +82,7 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, heade
 		if errors.As(err, &ue) {
 			err = ue.Err
 		}
-		return nil, fmt.Errorf("peer %s: %w", c.Conn.Peer.Name, err)
+		return nil, fmt.Errorf("peer %s: %w: %w", c.Conn.Peer.Name, ErrConnection, err)
 	}
 	for _, status := range want {
 		if resp.StatusCode == status {

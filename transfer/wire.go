@@ -30,6 +30,8 @@ var (
 	ErrProtocol = errors.New("the peer broke the protocol")
 	// ErrRefused: the peer does not do it, or not for us.
 	ErrRefused = errors.New("refused by the peer")
+	// ErrConnection: the connection has broken, or the peer has refused this host.
+	ErrConnection = errors.New("the connection failed")
 	// ErrNoImage: the peer has no such image, or none for us.
 	ErrNoImage = errors.New("the peer has no such image")
 	// ErrAbsent: the peer does not have an object that its map names.

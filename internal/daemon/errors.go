@@ -130,6 +130,7 @@ var failures = []struct {
 	{transfer.ErrRefused, CodePeer, ""},
 	{transfer.ErrNoSource, CodePeer, "what came is kept; the same command goes on where it was"},
 	{transfer.ErrAbsent, CodePeer, ""},
+	{transfer.ErrConnection, CodePeer, "each of the two hosts must have added the other; what came is kept, and the same command goes on where it was"},
 	{transfer.ErrProtocol, CodePeer, ""},
 	{context.DeadlineExceeded, CodeInUse, ""},
 	{unix.ECONNREFUSED, CodePeer, "is sealdisk serve --listen running there?"},
