@@ -40,7 +40,7 @@ func (s *Server) Push(ctx context.Context, conn *peer.Conn, o Offer, progress fu
 			return err
 		default:
 		}
-		return fmt.Errorf("peer %s: the connection has ended before it was done", conn.Peer.Name)
+		return fmt.Errorf("peer %s: %w before it was done", conn.Peer.Name, ErrConnection)
 	case <-ctx.Done():
 		return ctx.Err()
 	}

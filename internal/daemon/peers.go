@@ -359,7 +359,7 @@ func (d *Daemon) bandwidth(_ context.Context, _ *call, r BandwidthRequest) (any,
 
 func (d *Daemon) push(ctx context.Context, c *call, r PushRequest) (any, error) {
 	began := time.Now()
-	got, err := d.peers.Push(ctx, exchange.Push{Name: r.Name, Peer: r.Peer, Follow: r.Follow, Bandwidth: r.Bandwidth, Progress: c.progress})
+	got, err := d.peers.Push(ctx, exchange.Push{Name: r.Name, Peer: r.Peer, Follow: r.Follow, Bandwidth: r.Bandwidth, Progress: c.progress, Note: c.note})
 	if err != nil {
 		return nil, fmt.Errorf("push %s: %w", r.Name, err)
 	}

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"strings"
+	"time"
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
@@ -51,11 +54,50 @@ type Pulled struct {
 	Wire      int64 // bytes that came over the network
 }
 
-// Pull brings an image from peers. What was stored when it is cut is not fetched again.
-func (x *Exchange) Pull(ctx context.Context, p Pull) (Pulled, error) {
+// Pull brings an image from peers. What was stored when it is cut is not fetched again. One
+// that follows goes on through connections that break, until ctx ends.
+func (x *Exchange) Pull(ctx context.Context, p Pull) (out Pulled, err error) {
 	defer x.Metrics.Running("pulls")()
 	rate, done := x.bound(p.Name, p.Bandwidth)
 	defer done()
+	err = persist(ctx, p.Follow, p.Note, func() (err error) {
+		out, err = x.pull(ctx, p, rate)
+		return err
+	})
+	return out, err
+}
+
+// persist runs work again and again while it fails for want of a connection, if it is to
+// follow.
+func persist(ctx context.Context, follow bool, note func(format string, args ...any), work func() error) error {
+	pause := retryLeast
+	for {
+		began := time.Now()
+		err := work()
+		if !follow || ctx.Err() != nil || !lostPeer(err) {
+			return err
+		}
+		if time.Since(began) > retryMost {
+			pause = retryLeast
+		}
+		note("%v; trying again", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		pause = min(2*pause, retryMost)
+	}
+}
+
+// lostPeer tells whether an error is one that a new connection may mend.
+func lostPeer(err error) bool {
+	var network *net.OpError
+	return errors.Is(err, transfer.ErrConnection) || errors.Is(err, transfer.ErrNoSource) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &network)
+}
+
+// pull is Pull over connections that it makes.
+func (x *Exchange) pull(ctx context.Context, p Pull, rate *peer.Rate) (Pulled, error) {
 	clients, err := x.dialPeers(ctx, p, rate)
 	if err != nil {
 		return Pulled{}, err

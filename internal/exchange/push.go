@@ -19,6 +19,7 @@ type Push struct {
 	Follow    bool
 	Bandwidth int64 // bytes per second; 0: no bound
 	Progress  func(done, total int64)
+	Note      func(format string, args ...any)
 }
 
 // errNotBring: a peer offers what it may not bring.
@@ -47,17 +48,22 @@ func (x *Exchange) Push(ctx context.Context, p Push) (Pushed, error) {
 	if rank(to.Role(e.Image.String(), e.Name)) < rank(peer.Replica) {
 		return Pushed{}, fmt.Errorf("peer %s may not have %s: %w", to.Name, e.Name, ErrNotAllowed)
 	}
-	conn, err := x.dial(ctx, to, peer.Reverse)
-	if err != nil {
-		return Pushed{}, err
-	}
 	rate, done := x.bound(e.Name, p.Bandwidth)
 	defer done()
-	conn.Bound(rate)
+	out := Pushed{Name: e.Name}
 	offer := transfer.Offer{Version: transfer.Version, Image: e.Image, Name: e.Name, Follow: p.Follow}
-	err = x.server.Push(ctx, conn, offer, func(r transfer.Report) { p.Progress(r.Done, r.Total) })
-	_, out := conn.Traffic()
-	return Pushed{Name: e.Name, Wire: out}, err
+	err = persist(ctx, p.Follow, p.Note, func() error {
+		conn, err := x.dial(ctx, to, peer.Reverse)
+		if err != nil {
+			return err
+		}
+		conn.Bound(rate)
+		err = x.server.Push(ctx, conn, offer, func(r transfer.Report) { p.Progress(r.Done, r.Total) })
+		_, sent := conn.Traffic()
+		out.Wire += sent
+		return err
+	})
+	return out, err
 }
 
 // reportStep is how often a pusher is told how far it has come.
