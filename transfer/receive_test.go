@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/audit"
@@ -267,5 +268,85 @@ func TestStranger(t *testing.T) {
 	wrong.Key[0] ^= 1
 	if _, err := b.endpoint.Dial(context.Background(), wrong, peer.Forward); !errors.Is(err, peer.ErrNotPinned) {
 		t.Errorf("another key: %v, want ErrNotPinned", err)
+	}
+}
+
+// TestClone: a clone comes whole where what it was made from is not, and costs its changes
+// where it is; so it does when the keys have changed in between.
+func TestClone(t *testing.T) {
+	a, b, c := newHost(t, 0), newHost(t, 0), newHost(t, 0)
+	meet(t, a, b)
+	check(t, a.book.Add(c.as("c")))
+	check(t, c.book.Add(a.as("a")))
+	ctx := context.Background()
+	const size = 20 << 20
+	parent := a.create(size)
+	fromC := c.ask(a.as("a"))
+	_, err := c.pull(parent, fromC)
+	check(t, err)
+	var clone blockstore.ImageID
+	a.write(parent, func(d *image.Disk) {
+		clone, err = d.Clone(ctx, "", image.CreateOptions{Admins: []string{a.recipient}})
+		check(t, err)
+	})
+	a.write(clone, func(d *image.Disk) {
+		_, err := d.WriteAt(ctx, make([]byte, 100_000), 3<<20)
+		check(t, err)
+		check(t, d.SetRecipients(ctx, func(now []string) ([]string, error) { return append(now, b.recipient), nil }))
+	})
+
+	got, err := b.pull(clone, b.ask(a.as("a")))
+	check(t, err)
+	if got.Bytes < size-1<<20 {
+		t.Errorf("%d bytes came of a clone of %d", got.Bytes, size)
+	}
+	b.sound(clone)
+	check(t, b.shared.Verify(ctx, clone, func(f audit.Fault) { t.Error(f) }, nil))
+
+	got, err = c.pull(clone, fromC)
+	check(t, err)
+	if got.Bytes > 300_000 {
+		t.Errorf("%d bytes came of a clone whose parent is here", got.Bytes)
+	}
+	c.sound(clone)
+	c.sound(parent)
+	_, err = c.store.Collect(ctx, blockstore.CollectOptions{})
+	check(t, err)
+	check(t, c.store.RemoveImage(ctx, parent))
+	_, err = c.store.Collect(ctx, blockstore.CollectOptions{})
+	check(t, err)
+	c.sound(clone)
+}
+
+// TestRekeyMeanwhile: an image whose keys change, and that is written, while it is copied
+// arrives as it was when it was described, and then as it is.
+func TestRekeyMeanwhile(t *testing.T) {
+	a, b := newHost(t, 0), newHost(t, 0)
+	meet(t, a, b)
+	ctx := context.Background()
+	id := a.create(30<<20, b.recipient)
+	d, err := a.shared.Open(ctx, id, image.OpenOptions{})
+	check(t, err)
+	c := b.ask(a.as("a"))
+	desc, err := c.Describe(ctx, id.String(), blockstore.CommitID{})
+	check(t, err)
+	r := b.receiver()
+	r.Reserve = func(int64) (func(), error) { // the nodes are here, the segments are to come
+		_, err := d.WriteAt(ctx, make([]byte, 20<<20), 0)
+		check(t, err)
+		check(t, d.SetRecipients(ctx, func([]string) ([]string, error) { return []string{a.recipient}, nil }))
+		check(t, d.Commit(ctx))
+		return func() {}, nil
+	}
+	_, err = r.Receive(ctx, desc, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id})
+	check(t, err)
+	b.sound(id)
+	check(t, b.shared.Verify(ctx, id, func(f audit.Fault) { t.Error(f) }, nil))
+	check(t, d.Close(ctx))
+	_, err = b.pull(id, c)
+	check(t, err)
+	b.sound(id)
+	if _, err := b.shared.Open(ctx, id, image.OpenOptions{ReadOnly: true}); !errors.Is(err, crypto.ErrNoIdentity) {
+		t.Errorf("a former recipient opens what came later: %v, want ErrNoIdentity", err)
 	}
 }
