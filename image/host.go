@@ -99,6 +99,16 @@ func (s *Shared) enter(d *Disk) error {
 	return nil
 }
 
+// Unwritten keeps an image from being opened for writing until release ([ErrInUse] if it is):
+// who puts a head that comes from elsewhere is the writer meanwhile.
+func (s *Shared) Unwritten(id blockstore.ImageID) (release func(), err error) {
+	d := &Disk{s: s, id: id}
+	if err := s.enter(d); err != nil {
+		return nil, err
+	}
+	return func() { s.leave(d) }, nil
+}
+
 func (s *Shared) leave(d *Disk) {
 	s.mu.Lock()
 	if s.writers[d.id] == d {

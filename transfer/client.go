@@ -277,6 +277,8 @@ func (c *Client) Commits(ctx context.Context, image blockstore.ImageID, ids []bl
 
 // Done tells the peer that nothing more of an image will be asked for now.
 func (c *Client) Done(ctx context.Context, image blockstore.ImageID) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	resp, err := c.do(ctx, http.MethodDelete, "/v1/images/"+image.String()+"/pin", nil, nil, http.StatusNoContent)
 	if err != nil {
 		return err
@@ -290,6 +292,8 @@ func (c *Client) AddRecipients(ctx context.Context, image blockstore.ImageID, re
 	if err != nil {
 		return fmt.Errorf("transfer: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	resp, err := c.do(ctx, http.MethodPost, "/v1/images/"+image.String()+"/recipients", body, nil, http.StatusNoContent)
 	if err != nil {
 		return err
@@ -319,6 +323,8 @@ func (c *Client) Report(ctx context.Context, r Report) error {
 	if err != nil {
 		return fmt.Errorf("transfer: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	resp, err := c.do(ctx, http.MethodPost, "/v1/report", body, nil, http.StatusNoContent)
 	if err != nil {
 		return err

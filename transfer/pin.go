@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"fmt"
 	"net/http"
 	"time"
 
@@ -43,10 +44,15 @@ func (s *Server) pin(c *peer.Conn, id blockstore.ImageID) error {
 		return nil
 	default:
 	}
+	p := &pin{release: release, began: time.Now()}
 	if old := s.pins[key]; old != nil {
+		p.began = old.began // or pinMost would be no bound
 		old.dropLocked(s, key)
 	}
-	p := &pin{release: release, began: time.Now()}
+	if time.Since(p.began) > pinMost {
+		release()
+		return fmt.Errorf("%w: connect anew", ErrRefused)
+	}
 	p.timer = time.AfterFunc(pinTimeout, func() { s.expire(key, p) })
 	s.pins[key] = p
 	return nil

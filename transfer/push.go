@@ -28,6 +28,9 @@ func (s *Server) Push(ctx context.Context, conn *peer.Conn, o Offer, progress fu
 	s.offers[conn] = of
 	s.mu.Unlock()
 	if err := s.Handle(conn); err != nil {
+		s.mu.Lock()
+		delete(s.offers, conn)
+		s.mu.Unlock()
 		return err
 	}
 	defer conn.Close()

@@ -97,7 +97,10 @@ func (r *Receiver) Begin(ctx context.Context, d *Description, peers []*Client, o
 	hold := r.Store.Hold()
 	defer hold.Release()
 	x.pool = newPool(d.Image, peers, r.Log)
-	if err := x.smalls(ctx, append(smallsOf(x.head.public), rootOf(x.head.public)...)...); err != nil {
+	if err := x.smalls(ctx, smallsOf(x.head.public)...); err != nil {
+		return Received{}, err
+	}
+	if err := x.root(ctx); err != nil {
 		return Received{}, err
 	}
 	snapshots, err := x.snapshots(ctx, peers)
@@ -121,12 +124,18 @@ func smallsOf(c *blockstore.CommitPublic) []blockstore.SmallRef {
 	return refs
 }
 
-// rootOf names the root of a commit's map, if it has one.
-func rootOf(c *blockstore.CommitPublic) []blockstore.SmallRef {
-	if c.Root == nil {
+// root brings the root of the head's map and checks that it is one.
+func (x *receiving) root(ctx context.Context) error {
+	r := x.head.public.Root
+	if r == nil {
 		return nil
 	}
-	return []blockstore.SmallRef{{ID: c.Root.ID, Length: c.Root.Length}}
+	ref := blockstore.Ref{ID: r.ID, Length: r.Length, Subtree: r.Subtree}
+	if err := x.nodes(ctx, []blockstore.Ref{ref}); err != nil {
+		return err
+	}
+	_, err := x.children(ctx, ref, r.Level)
+	return err
 }
 
 func (x *receiving) received() Received {
@@ -206,7 +215,7 @@ func (r *Receiver) admit(d *Description, o ReceiveOptions) (*receiving, error) {
 	if err := r.checkAge(d.Image, head, o.Rollback); err != nil {
 		return fail(err)
 	}
-	return &receiving{r: r, image: d.Image, chain: chain, head: head, walked: map[blockstore.ObjectID]struct{}{}}, nil
+	return &receiving{r: r, options: o, image: d.Image, chain: chain, head: head, walked: map[blockstore.ObjectID]struct{}{}}, nil
 }
 
 // longestChain compares the lease chain with the one that is here and gives the longer
@@ -337,14 +346,34 @@ func (x *receiving) commits(ctx context.Context, peers []*Client, list blockstor
 // is the point of no return.
 func (x *receiving) install(ctx context.Context, d *Description, snapshots []state) error {
 	st := x.r.Store
+	// Once more: this host may have seen, or made, something newer meanwhile.
+	if _, err := x.r.admit(d, x.options); err != nil {
+		return err
+	}
+	if head, _, err := st.Head(x.image); err == nil && head == x.head.id {
+		return x.putLeases(ctx, d)
+	}
+	if err := x.putLeases(ctx, d); err != nil {
+		return err
+	}
+	return x.putHead(ctx, snapshots)
+}
+
+func (x *receiving) putLeases(ctx context.Context, d *Description) error {
 	for _, raw := range d.Leases {
-		if _, err := st.PutLease(ctx, raw); err != nil {
+		if _, err := x.r.Store.PutLease(ctx, raw); err != nil {
 			if errors.Is(err, blockstore.ErrExists) {
 				err = fmt.Errorf("%w: %w", image.ErrFork, err)
 			}
 			return err
 		}
 	}
+	return nil
+}
+
+// putHead stores the snapshots and the head, and forgets commits that are neither.
+func (x *receiving) putHead(ctx context.Context, snapshots []state) error {
+	st := x.r.Store
 	keep := []blockstore.CommitID{x.head.id}
 	for _, s := range snapshots {
 		if !s.here {

@@ -17,6 +17,9 @@ const (
 	chunksAhead = 2
 )
 
+// maxChunk bounds the objects of a chunk, however small they say they are.
+const maxChunk = 16 << 10
+
 // chunk is some leaves and what is missing below them.
 type chunk struct {
 	leaves []blockstore.ObjectID
@@ -94,7 +97,7 @@ func (g *gathering) leaf(id blockstore.ObjectID, children []blockstore.Ref) erro
 	}
 	g.now.leaves = append(g.now.leaves, id)
 	g.now.bytes += n
-	if g.now.bytes >= chunkBytes || len(g.now.leaves) >= maxRequestIDs {
+	if g.now.bytes >= chunkBytes || len(g.now.leaves) >= maxRequestIDs || len(g.now.want) >= maxChunk {
 		g.submit()
 	}
 	return nil

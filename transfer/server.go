@@ -41,10 +41,11 @@ type Server struct {
 	http    *http.Server
 	conns   *connListener
 
-	mu     sync.Mutex
-	perKey map[peer.Fingerprint]int // connections
-	pins   map[pinKey]*pin
-	offers map[*peer.Conn]*offering
+	mu        sync.Mutex
+	answering map[peer.Fingerprint]chan struct{} // held by who sends objects to a peer
+	perKey    map[peer.Fingerprint]int           // connections
+	pins      map[pinKey]*pin
+	offers    map[*peer.Conn]*offering
 }
 
 // Timeouts of a server.
@@ -54,12 +55,16 @@ const (
 	pollTimeout  = 50 * time.Second // of After
 )
 
+// maxAnswering is how many requests for objects of one peer are answered at a time: each
+// takes a buffer of up to 3 MiB.
+const maxAnswering = 8
+
 // NewServer makes a server of what a store holds. Refused is told why a request or a
 // connection was refused. It ends with Close.
 func NewServer(st *blockstore.Store, images Images, refused func(cause string), log *slog.Logger) *Server {
 	s := &Server{
 		store: st, images: images, refused: refused, log: log, conns: newConnListener(),
-		perKey: map[peer.Fingerprint]int{}, pins: map[pinKey]*pin{}, offers: map[*peer.Conn]*offering{},
+		perKey: map[peer.Fingerprint]int{}, answering: map[peer.Fingerprint]chan struct{}{}, pins: map[pinKey]*pin{}, offers: map[*peer.Conn]*offering{},
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/images/{image}", s.answer(s.describe))
@@ -155,6 +160,9 @@ func (s *Server) answer(run func(c *peer.Conn, w http.ResponseWriter, r *http.Re
 			return
 		}
 		began := time.Now()
+		if err := http.NewResponseController(w).SetReadDeadline(began.Add(stallTimeout)); err != nil {
+			s.log.Debug("no deadline for a request's body", "err", err)
+		}
 		err := run(c, w, r)
 		s.log.Debug("answered a peer", "peer", c.Peer.Name, "method", r.Method, "path", r.URL.Path, "took", time.Since(began), "err", err)
 		if err == nil {
@@ -296,6 +304,18 @@ func idsOf[ID ~[32]byte](w http.ResponseWriter, r *http.Request) ([]ID, error) {
 	return ids, nil
 }
 
+// turns gives what bounds the answers to a peer.
+func (s *Server) turns(key peer.Fingerprint) chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.answering[key]
+	if t == nil {
+		t = make(chan struct{}, maxAnswering)
+		s.answering[key] = t
+	}
+	return t
+}
+
 // sendBuffer is how much is gathered before it goes, in bytes.
 const sendBuffer = 256 << 10
 
@@ -346,6 +366,13 @@ func (s *Server) objects(c *peer.Conn, w http.ResponseWriter, r *http.Request) e
 		return err
 	}
 	defer s.renew(c, id)()
+	turn := s.turns(c.Peer.Key)
+	select { // a buffer for each: not for all that may be asked
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-r.Context().Done():
+		return r.Context().Err()
+	}
 	out := newSender(w)
 	for _, object := range ids {
 		err := out.add(func(dst []byte) ([]byte, error) { return s.store.Append(r.Context(), dst, object) })

@@ -16,6 +16,7 @@ import (
 // receiving is one image that is being received.
 type receiving struct {
 	r        *Receiver
+	options  ReceiveOptions
 	image    blockstore.ImageID
 	chain    lease.Chain
 	head     state
@@ -248,6 +249,8 @@ func (x *receiving) children(ctx context.Context, ref blockstore.Ref, level uint
 		switch {
 		case p.Patch:
 			return fmt.Errorf("patch leaf: %w", blockstore.ErrFormat) // nothing writes them yet
+		case level == 0 && len(p.Children) > blockstore.RegionSectors:
+			return errors.New("more segments than there are sectors")
 		case len(b) != int(ref.Length), p.Level != level, (h.Kind == blockstore.KindLeaf) != (level == 0), sum != ref.Subtree:
 			return errors.New("not what its parent says")
 		}

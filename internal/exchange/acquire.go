@@ -84,10 +84,25 @@ func (x *Exchange) bring(ctx context.Context, c *transfer.Client, id blockstore.
 	if x.Partial(id) {
 		receive = x.receiver(nil).Begin
 	}
-	if _, err := receive(ctx, d, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id}); err != nil {
+	if _, err := receive(ctx, d, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id, Install: x.unwritten(id, nil)}); err != nil {
 		return err
 	}
 	return x.arrived(ctx, id)
+}
+
+// unwritten runs an installation while nobody here writes the image; around may be nil.
+func (x *Exchange) unwritten(id blockstore.ImageID, around func(install func() error) error) func(install func() error) error {
+	return func(install func() error) error {
+		release, err := x.Shared.Unwritten(id)
+		if err != nil {
+			return err
+		}
+		defer release()
+		if around == nil {
+			return install()
+		}
+		return around(install)
+	}
 }
 
 // arrived shows the new head of an image to who has it open.

@@ -165,6 +165,7 @@ func (x *Exchange) dial(ctx context.Context, at peer.Peer, protocol string) (*pe
 		return nil, err
 	}
 	x.meter(c)
+	c.Bound(x.rate(at))
 	return c, nil
 }
 

@@ -80,11 +80,10 @@ func (p *partial) pass(ctx context.Context) (whole bool, err error) {
 		return false, err
 	}
 	for _, c := range clients {
-		if err := c.Done(ctx, p.id); err != nil {
+		if err := c.Done(p.x.life, p.id); err != nil { // p's own has ended
 			p.x.Log.Info("a source keeps what it need not", "peer", c.Conn.Peer.Name, "err", err)
 		}
 	}
-	p.x.Forget(p.id)
 	return true, nil
 }
 
@@ -116,6 +115,7 @@ func (p *partial) finish(ctx context.Context, filled transfer.Received) (bool, e
 		return false, err
 	}
 	p.x.Log.Info("an image is whole", "image", e.Name)
+	p.x.Forget(p.id) // before anybody else brings a head that is not
 	return true, nil
 }
 
@@ -200,7 +200,7 @@ func (p *partial) goOver(ctx context.Context, d *transfer.Description, clients [
 	if theirs.Position().Compare(ours.Position()) < 0 {
 		return nil // this host, or another, has written since
 	}
-	if _, err := p.x.receiver(nil).Begin(ctx, d, clients, transfer.ReceiveOptions{Image: p.id}); err != nil {
+	if _, err := p.x.receiver(nil).Begin(ctx, d, clients, transfer.ReceiveOptions{Image: p.id, Install: p.x.unwritten(p.id, nil)}); err != nil {
 		return err
 	}
 	return p.x.arrived(ctx, p.id)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
@@ -45,7 +46,9 @@ func (x *Exchange) Find(p peer.Peer, ref string, least peer.Role) (blockstore.Im
 // Guard implements transfer.Images. A collection waits for its end, or it for that of a
 // collection.
 func (x *Exchange) Guard(id blockstore.ImageID) (func(), error) {
-	if !x.Growing.TryAcquire(1) {
+	ctx, cancel := context.WithTimeout(x.life, lendPatience)
+	defer cancel()
+	if err := x.Growing.Acquire(ctx, 1); err != nil {
 		return nil, fmt.Errorf("%w: a collection is running, try again", transfer.ErrRefused)
 	}
 	release := x.Shared.Guard(id)
@@ -54,6 +57,9 @@ func (x *Exchange) Guard(id blockstore.ImageID) (func(), error) {
 		x.Growing.Release(1)
 	}), nil
 }
+
+// lendPatience is how long a peer waits for a collection.
+const lendPatience = 20 * time.Second
 
 // Changed implements transfer.Images.
 func (x *Exchange) Changed(id blockstore.ImageID) <-chan struct{} { return x.Shared.Changed(id) }

@@ -137,10 +137,10 @@ func (x *Exchange) pull(ctx context.Context, p Pull, rate *peer.Rate) (Pulled, e
 func (x *Exchange) dialPeers(ctx context.Context, p Pull, rate *peer.Rate) (clients []*transfer.Client, err error) {
 	for i, name := range p.Peers {
 		at, err := x.Book.Find(name)
-		if err != nil {
-			return nil, err
+		var conn *peer.Conn
+		if err == nil {
+			conn, err = x.dial(ctx, at, peer.Forward)
 		}
-		conn, err := x.dial(ctx, at, peer.Forward)
 		if err != nil && i > 0 {
 			p.Note("%v", err)
 			continue
@@ -221,6 +221,9 @@ func (j *job) once(ctx context.Context, have record.Entry, known bool) (Pulled, 
 			return Pulled{}, err
 		}
 		head = id
+		if j.x.Partial(have.Image) && !j.lazy || have.Labels[LabelNoKeys] != "" && j.keys == keysWanted {
+			head = blockstore.CommitID{} // there is more to bring than a newer head
+		}
 	}
 	d, err := first.Describe(ctx, j.remote, head)
 	if err != nil {
@@ -236,8 +239,22 @@ func (j *job) once(ctx context.Context, have record.Entry, known bool) (Pulled, 
 	if err != nil {
 		return Pulled{}, err
 	}
-	defer leave()
 	id := d.Image
+	out, err := j.entered(ctx, d, have, known)
+	leave()
+	if err != nil || j.lazy { // what fills it has a pin of its own by the time this connection ends
+		return out, err
+	}
+	return out, first.Done(ctx, id)
+}
+
+// entered is once, while nobody else brings the image.
+func (j *job) entered(ctx context.Context, d *transfer.Description, have record.Entry, known bool) (Pulled, error) {
+	id := d.Image
+	err := j.checkImage(d, have, known) // again: the lease may have come meanwhile
+	if err != nil {
+		return Pulled{}, err
+	}
 	noKeys := have.Labels[LabelNoKeys] != ""
 	if !known || noKeys && j.keys == keysWanted {
 		keys := j.keys
@@ -252,13 +269,7 @@ func (j *job) once(ctx context.Context, have record.Entry, known bool) (Pulled, 
 	if err != nil {
 		return Pulled{}, err
 	}
-	if err := j.x.arrived(ctx, id); err != nil {
-		return Pulled{}, err
-	}
-	if j.lazy {
-		return out, nil // what fills it has a pin of its own by the time this connection ends
-	}
-	return out, first.Done(ctx, id)
+	return out, j.x.arrived(ctx, id)
 }
 
 // receive brings what d describes, and lists it as soon as it is the image's state. What is
@@ -271,7 +282,7 @@ func (j *job) receive(ctx context.Context, d *transfer.Description, id blockstor
 	}
 	got, err := bring(ctx, d, j.clients, transfer.ReceiveOptions{
 		Image: id, Rollback: j.rollback, Progress: j.progress,
-		Install: func(install func() error) error {
+		Install: j.x.unwritten(id, func(install func() error) error {
 			if known && j.lazy {
 				if err := list(); err != nil {
 					return err
@@ -282,7 +293,7 @@ func (j *job) receive(ctx context.Context, d *transfer.Description, id blockstor
 				return err
 			}
 			return list()
-		},
+		}),
 	})
 	j.x.Metrics.Received(got.Objects)
 	return Pulled{Received: got, Name: j.name, NoKeys: noKeys}, err
@@ -378,6 +389,12 @@ func (j *job) opens(ctx context.Context, d *transfer.Description) (bool, error) 
 
 // list puts an image that came into the catalogue.
 func (j *job) list(ctx context.Context, have record.Entry, known bool, id blockstore.ImageID, noKeys bool) error {
+	if known { // as it is now: a fill may have ended since
+		var err error
+		if have, err = j.x.Names.Lookup(id.String()); err != nil {
+			return err
+		}
+	}
 	labels := maps.Clone(have.Labels)
 	if labels == nil {
 		labels = map[string]string{"name": j.name}
@@ -427,9 +444,17 @@ func (j *job) wait(ctx context.Context, id blockstore.ImageID) error {
 		if err != nil {
 			return err
 		}
+		began := time.Now()
 		changed, err := j.clients[0].After(ctx, id, head)
 		if err != nil || changed {
 			return err
+		}
+		if time.Since(began) < reportStep { // it does not wait: neither do we ask at once
+			select {
+			case <-time.After(reportStep):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
 	}
 }
