@@ -11,6 +11,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/internal/durable"
 )
 
 // Mark is what the anchor remembers of one image.
@@ -110,30 +111,8 @@ func (a *Anchor) write(name string, v any) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := replaceFile(a.dir, name, b); err != nil {
+	if err := durable.Replace(filepath.Join(a.dir, name), b); err != nil {
 		return fmt.Errorf("anchor: %w", err)
 	}
 	return nil
-}
-
-func replaceFile(dir, name string, b []byte) error {
-	tmp := filepath.Join(dir, "."+name)
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	if _, err = f.Write(b); err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

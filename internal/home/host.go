@@ -17,6 +17,7 @@ import (
 	"filippo.io/age/armor"
 
 	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/internal/durable"
 )
 
 // Errors that a caller tells apart with errors.Is.
@@ -70,7 +71,7 @@ func Init(dir string, o Options) (h *Host, created bool, err error) {
 		if err != nil {
 			return nil, false, fmt.Errorf("home: %w", err)
 		}
-		if err := writeFile(filepath.Join(dir, hostKeyFile), pem); err != nil {
+		if err := durable.Replace(filepath.Join(dir, hostKeyFile), pem); err != nil {
 			return nil, false, err
 		}
 	}
@@ -96,10 +97,10 @@ func newIdentity(dir, passphrase string) error {
 			return fmt.Errorf("home: seal identity: %w", err)
 		}
 	}
-	if err := writeFile(filepath.Join(dir, identityFile), text); err != nil {
+	if err := durable.Replace(filepath.Join(dir, identityFile), text); err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(dir, recipientsFile), []byte(recipient+"\n"))
+	return durable.Replace(filepath.Join(dir, recipientsFile), []byte(recipient+"\n"))
 }
 
 func sealWithPassphrase(text []byte, passphrase string) ([]byte, error) {
@@ -149,7 +150,7 @@ func deriveRecipients(dir string, p crypto.Prompt) error {
 	if len(found) == 0 {
 		return fmt.Errorf("%w: write its public key into %s", ErrNoRecipient, path)
 	}
-	return writeFile(path, []byte(strings.Join(found, "\n")+"\n"))
+	return durable.Replace(path, []byte(strings.Join(found, "\n")+"\n"))
 }
 
 // namedRecipients finds the comments that age-keygen and its plugins write.
@@ -184,7 +185,7 @@ func addAdmins(dir string, more []string) error {
 		all = append(all, c)
 	}
 	slices.Sort(all)
-	return writeFile(filepath.Join(dir, adminsFile), []byte(strings.Join(slices.Compact(all), "\n")+"\n"))
+	return durable.Replace(filepath.Join(dir, adminsFile), []byte(strings.Join(slices.Compact(all), "\n")+"\n"))
 }
 
 // Open opens the host directory at dir. The identity file is read, and a
@@ -307,24 +308,3 @@ func (l *lazyIdentity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 
 // Format keeps what is behind from being printed.
 func (l *lazyIdentity) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "redacted") }
-
-// writeFile makes path, mode 0600, hold b: whole and durable or not at all.
-func writeFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("home: %w", err)
-	}
-	defer os.Remove(f.Name()) // fails once the file has its name
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("home: write %s: %w", path, err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("home: %w", err)
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("home: %w", err)
-	}
-	return errors.Join(d.Sync(), d.Close())
-}

@@ -10,12 +10,13 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sealdisk/sealdisk/internal/durable"
 )
 
 // Errors of the book.
@@ -302,31 +303,10 @@ func (b *Book) change(edit func([]Peer) ([]Peer, error)) error {
 	if err != nil {
 		return fmt.Errorf("peer: %w", err)
 	}
-	if err := replaceFile(b.path, append(raw, '\n')); err != nil {
+	if err := durable.Replace(b.path, append(raw, '\n')); err != nil {
 		return fmt.Errorf("peer: %w", err)
 	}
 	b.peers = peers
 	b.stamp, err = stampOf(b.path)
 	return err
-}
-
-// replaceFile makes path, mode 0600, hold b: whole and durable or not at all.
-func replaceFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails once the file has its name
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
