@@ -249,7 +249,8 @@ func (x *Exchange) Resume(fill bool) {
 	}
 }
 
-// Fill returns when an image is whole. [transfer.ErrNoImage]: it is not partial.
+// Fill fills an image, in the background or, with wait, until it is whole. One that is whole
+// already is left alone.
 func (x *Exchange) Fill(ctx context.Context, id blockstore.ImageID, wait bool, progress func(done, total int64)) error {
 	p := x.partial(id)
 	if p == nil {
