@@ -25,6 +25,7 @@ type bench struct {
 	dir      string   // everything that the run makes is in it
 	sealdisk string   // the binary, built once
 	revision string
+	round    int // the one that is being measured, from 0
 	results  report.Results
 	running  []*daemon
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"io"
+	"maps"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -106,6 +108,34 @@ func TestOptions(t *testing.T) {
 		got, err := parse(strings.Fields(tt.args))
 		if (err == nil) != tt.ok || tt.ok && got.out != tt.out {
 			t.Errorf("%q: got %q, %v, want %q, ok %v", tt.args, got.out, err, tt.out, tt.ok)
+		}
+	}
+}
+
+// TestParseProfile: every line of pprof counts once, for the part its function belongs to.
+func TestParseProfile(t *testing.T) {
+	text := `File: sealdisk
+Type: cpu
+Duration: 2s, Total samples = 3s (150.0%)
+Showing nodes accounting for 3000ms, 100% of 3000ms total
+      flat  flat%   sum%        cum   cum%
+    1500ms 50.00% 50.00%     1500ms 50.00%  crypto/internal/fips140/sha256.blockSHANI
+     900ms 30.00% 80.00%      900ms 30.00%  internal/runtime/syscall/linux.Syscall6
+     450ms 15.00% 95.00%      900ms 30.00%  github.com/sealdisk/sealdisk/crypto.(*Sealer).Seal (inline)
+     150ms  5.00%   100%      150ms  5.00%  runtime.mallocgc
+         0     0%   100%     3000ms   100%  runtime.goexit
+`
+	got, err := parseProfile(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]float64{"hash": 0.5, "system calls": 0.3, "sealdisk": 0.15, "runtime": 0.05}
+	if got.Server != 1.5 || !maps.EqualFunc(got.Parts, want, func(a, b float64) bool { return math.Abs(a-b) < 1e-9 }) {
+		t.Errorf("got %v of %v processors, want %v", got.Parts, got.Server, want)
+	}
+	for _, bad := range []string{"", "Duration: 2s, Total samples = 0 ( 0%)\n", "Duration: 2s, Total samples = 3s (150.0%)\n"} {
+		if _, err := parseProfile(bad); err == nil {
+			t.Errorf("%q: no error", bad)
 		}
 	}
 }

@@ -61,13 +61,13 @@ func (b *bench) warmReads(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stopAll(ctx, list), b.removeFolder(folder)) }()
-	for round := range b.rounds {
+	for b.round = range b.rounds {
 		list = b.startAll(ctx, list)
 		for _, set := range []struct {
 			group string
 			size  int64
 		}{{"warm-small", b.smallSet}, {"warm-large", b.readDisk}} {
-			b.say("%s, round %d: read once", set.group, round+1)
+			b.say("%s, round %d: read once", set.group, b.round+1)
 			list = b.each(list, set.group, func(t target) error {
 				_, err := b.fio(ctx, t.Path(), load{rw: "read", bs: "1M", depth: 1, size: set.size})
 				return err
@@ -89,7 +89,7 @@ func (b *bench) warmReads(ctx context.Context) (err error) {
 // readOnce measures one load and adds its sample in the row's unit.
 func (b *bench) readOnce(ctx context.Context, t target, row string, l load, size int64) error {
 	l.size, l.runtime = size, b.short
-	o, err := b.fio(ctx, t.Path(), l)
+	o, err := b.drive(ctx, t, row, l)
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (b *bench) coldReads(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stopAll(ctx, list), b.removeFolder(folder)) }()
-	for range b.rounds {
+	for b.round = range b.rounds {
 		for _, l := range readLoads {
 			if l.row != "rand1" && l.row != "seq1" {
 				continue
@@ -141,7 +141,7 @@ func (b *bench) coldOnce(ctx context.Context, t target, row string, l load) erro
 	if l.size == 0 {
 		return errors.Join(b.readOnce(ctx, t, row, l, b.readDisk), b.notePeak("memory/cold", t, t.Name()))
 	}
-	o, err := b.fio(ctx, t.Path(), l)
+	o, err := b.drive(ctx, t, row, l)
 	if err != nil {
 		return err
 	}

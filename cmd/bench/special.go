@@ -21,7 +21,7 @@ func (b *bench) mixedLoad(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.removeFolder(folder)) }()
-	for range b.rounds {
+	for b.round = range b.rounds {
 		list = b.each(list, "mixed", func(t target) error {
 			if err := b.mixedOnce(ctx, t, t.Name(), nil); err != nil {
 				return err
@@ -62,7 +62,11 @@ func (b *bench) mixedOnce(ctx context.Context, t target, contender string, s *se
 		}
 		taken <- err
 	}()
-	o, err := b.fio(ctx, t.Path(), load{rw: "randrw", bs: "4k", depth: 16, fsync: 64, readPart: 70, size: b.readDisk, runtime: b.mixed})
+	row := "mixed/rate"
+	if s != nil {
+		row = "mixed/snapshots"
+	}
+	o, err := b.drive(ctx, t, row, load{rw: "randrw", bs: "4k", depth: 16, fsync: 64, readPart: 70, size: b.readDisk, runtime: b.mixed})
 	close(end)
 	err = errors.Join(err, <-taken)
 	if err == nil {

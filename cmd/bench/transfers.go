@@ -44,13 +44,13 @@ func (b *bench) transfers(ctx context.Context) error {
 		}
 	}()
 	failed := map[*transfer]bool{}
-	for round := range b.rounds {
+	for b.round = range b.rounds {
 		for _, half := range []func(context.Context, *transfer, string, int64, bool) error{b.seal, b.open} {
 			for _, t := range list {
 				if failed[t] {
 					continue
 				}
-				if err := half(ctx, t, image, allocated, round == 0); err != nil {
+				if err := half(ctx, t, image, allocated, b.round == 0); err != nil {
 					failed[t] = true
 					b.fail("transfer by "+t.name, err)
 				}
@@ -175,9 +175,11 @@ func (b *bench) sealdiskTransfer(image, name, compress string) *transfer {
 			return s.reset(ctx)
 		},
 		seal: func(ctx context.Context) (int64, error) {
-			return s.command(ctx, "import", "--format", "raw", "--compress", compress, image, diskName)
+			return s.profiledCommand(ctx, "import/"+compress, "import", "--format", "raw", "--compress", compress, image, diskName)
 		},
-		open: func(ctx context.Context) (int64, error) { return s.command(ctx, "export", diskName, b.raw()) },
+		open: func(ctx context.Context) (int64, error) {
+			return s.profiledCommand(ctx, "export/"+compress, "export", diskName, b.raw())
+		},
 	}
 }
 

@@ -17,9 +17,9 @@ func (b *bench) writes(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.removeFolder(folder)) }()
-	for round := range b.rounds {
-		b.say("writes, round %d", round+1)
-		if round == 0 || b.wanted("seqwrite") {
+	for b.round = range b.rounds {
+		b.say("writes, round %d", b.round+1)
+		if b.round == 0 || b.wanted("seqwrite") {
 			list = b.each(list, "seqwrite/rate", func(t target) error { return b.fill(ctx, t) })
 		}
 		if b.wanted("randwrite") {
@@ -43,7 +43,7 @@ func (b *bench) flushed(ctx context.Context, t target, row string, writers int) 
 		return nil
 	}
 	return b.session(ctx, t, "memory/fsync", func() error {
-		o, err := b.fio(ctx, t.Path(), load{rw: "randwrite", bs: "4k", depth: 1, jobs: writers, fsync: 1, size: b.writeDisk, runtime: b.short})
+		o, err := b.drive(ctx, t, row, load{rw: "randwrite", bs: "4k", depth: 1, jobs: writers, fsync: 1, size: b.writeDisk, runtime: b.short})
 		if err == nil {
 			b.add(row, t.Name(), o.Write.IOPS)
 		}
@@ -72,7 +72,7 @@ func (b *bench) fill(ctx context.Context, t target) error {
 		return err
 	}
 	return b.session(ctx, t, "memory/seqwrite", func() error {
-		o, err := b.fio(ctx, t.Path(), load{rw: "write", bs: "1M", depth: 4, size: b.writeDisk, endFsync: true})
+		o, err := b.drive(ctx, t, "seqwrite/rate", load{rw: "write", bs: "1M", depth: 4, size: b.writeDisk, endFsync: true})
 		if err == nil {
 			b.add("seqwrite/rate", t.Name(), o.bytes()/1e6)
 		}
@@ -101,7 +101,7 @@ func (b *bench) overwrite(ctx context.Context, t target, group string, depth int
 	var served *daemon
 	stopped := time.Now()
 	err := b.session(ctx, t, "memory/randwrite", func() (err error) {
-		o, err = b.fio(ctx, t.Path(), load{rw: "randwrite", bs: "4k", depth: depth, size: b.writeDisk, runtime: b.lasting(t), rates: true})
+		o, err = b.drive(ctx, t, group, load{rw: "randwrite", bs: "4k", depth: depth, size: b.writeDisk, runtime: b.lasting(t), rates: true})
 		served, stopped = t.Server(), time.Now()
 		return err
 	})

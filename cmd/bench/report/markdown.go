@@ -26,6 +26,7 @@ func (r *Results) Write(w io.Writer, p Page) error {
 	for _, g := range Groups {
 		r.table(&b, g, p.Plots)
 	}
+	r.writeProfiles(&b)
 	b.WriteString("## How, and on what\n\n| | |\n|---|---|\n")
 	for _, f := range p.Facts {
 		fmt.Fprintf(&b, "| %s | %s |\n", f.What, strings.ReplaceAll(f.Why, "|", "\\|"))

@@ -13,11 +13,12 @@ type Note struct{ What, Why string }
 
 // Results holds every sample of a run. Its methods may be called concurrently.
 type Results struct {
-	mu      sync.Mutex
-	samples map[key][]float64
-	curves  map[key][]Point
-	skipped []Note
-	failed  []Note
+	mu       sync.Mutex
+	samples  map[key][]float64
+	curves   map[key][]Point
+	profiles map[string]Profile // by row
+	skipped  []Note
+	failed   []Note
 }
 
 // A Point of a curve: seconds from the start, and a value.
