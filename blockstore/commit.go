@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -211,6 +212,113 @@ func (s *Store) PutLease(ctx context.Context, raw []byte) (LeaseID, error) {
 		return LeaseID{}, err
 	}
 	return id, s.transact(ctx, int64(len(raw))+256, true, func(txn *badger.Txn) error { return txn.Set(key, raw) })
+}
+
+// adoptAtOnce is how many lease records go into one transaction with a commit.
+const adoptAtOnce = 64
+
+// Adopt makes a chain of leases, the whole of it in order, and unless raw is nil a commit
+// those of an image, durably and in one transaction: a head never stands without the lease
+// of its term, nor a lease without the head that it goes on from. (Of a chain with more
+// than 64 records that are new the first ones come before.) Records that are not in the
+// chain go: it was replaced by force. The rest is as with [Store.PutCommit] and [Store.PutLease].
+func (s *Store) Adopt(ctx context.Context, image ImageID, leases [][]byte, raw []byte) error {
+	var id CommitID
+	if raw != nil {
+		c, err := ParseCommit(raw)
+		if err != nil {
+			return err
+		}
+		if c.Image != image {
+			return corrupt("commit", "of image %v, want %v", c.Image, image)
+		}
+		id = CommitIDOf(raw)
+	}
+	for _, raw := range leases {
+		l, err := ParseLease(raw)
+		if err != nil {
+			return err
+		}
+		if l.Image != image {
+			return corrupt("lease", "of image %v, want %v", l.Image, image)
+		}
+	}
+	s.gc.leases.Lock()
+	defer s.gc.leases.Unlock()
+	missing, gone, err := s.compareLeases(image, leases)
+	if err != nil {
+		return err
+	}
+	for len(missing) > adoptAtOnce {
+		if err := s.adopt(ctx, missing[:adoptAtOnce], nil, nil, image, id); err != nil {
+			return err
+		}
+		missing = missing[adoptAtOnce:]
+	}
+	s.gc.sweep.RLock()
+	defer s.gc.sweep.RUnlock()
+	if err := s.adopt(ctx, missing, gone, raw, image, id); err != nil {
+		return err
+	}
+	if raw != nil {
+		s.gc.rooted(Root{Image: image, Commit: id})
+	}
+	return nil
+}
+
+// compareLeases gives the records of a chain that are not there, and the keys of those that
+// are and are not in it.
+func (s *Store) compareLeases(image ImageID, leases [][]byte) (missing [][]byte, gone [][]byte, err error) {
+	have, err := s.Leases(image)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, raw := range leases {
+		if !slices.ContainsFunc(have, func(old []byte) bool { return bytes.Equal(old, raw) }) {
+			missing = append(missing, raw)
+		}
+	}
+	for _, old := range have {
+		if slices.ContainsFunc(leases, func(raw []byte) bool { return bytes.Equal(old, raw) }) {
+			continue
+		}
+		l, err := ParseLease(old)
+		if err != nil {
+			return nil, nil, err
+		}
+		gone = append(gone, keyLease(l.Image, l.Era, l.Term))
+	}
+	return missing, gone, nil
+}
+
+func (s *Store) adopt(ctx context.Context, leases, gone [][]byte, raw []byte, image ImageID, id CommitID) error {
+	size := int64(len(raw)) + 512 + 64*int64(len(gone))
+	for _, l := range leases {
+		size += int64(len(l)) + 256
+	}
+	return s.transact(ctx, size, true, func(txn *badger.Txn) error {
+		for _, key := range gone {
+			if err := txn.Delete(key); err != nil {
+				return err
+			}
+		}
+		for _, raw := range leases {
+			l, err := ParseLease(raw)
+			if err != nil {
+				return err
+			}
+			if err := txn.Set(keyLease(l.Image, l.Era, l.Term), raw); err != nil {
+				return err
+			}
+		}
+		if raw == nil {
+			return nil
+		}
+		if err := txn.Set(keyCommit(image, id), raw); err != nil {
+			return err
+		}
+		return txn.Set(keyHead(image), id[:])
+	})
 }
 
 // Leases returns the lease records of an image, ascending by era and term. Each is

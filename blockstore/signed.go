@@ -348,6 +348,13 @@ func checkCommitFormat(public []byte) error {
 	return nil
 }
 
+// maxPosition bounds eras, terms and sequences: what follows one does not overflow.
+const maxPosition = 1 << 62
+
+func (p Position) sane() bool {
+	return p.Era < maxPosition && p.Term < maxPosition && p.Sequence < maxPosition
+}
+
 func (c *CommitPublic) check() error {
 	if len(c.Epochs) == 0 || len(c.Epochs) > MaxEpochs {
 		return corrupt("commit", "%d epochs", len(c.Epochs))
@@ -359,8 +366,11 @@ func (c *CommitPublic) check() error {
 		}
 		seen[e.ID] = true
 	}
+	if !c.Position().sane() {
+		return corrupt("commit", "position %v", c.Position())
+	}
 	if r := c.Root; r != nil {
-		if r.Level > MaxLevel || r.Length == 0 || r.Length > MaxNode || r.Subtree < uint64(r.Length) {
+		if r.Subtree > maxPosition || r.Level > MaxLevel || r.Length == 0 || r.Length > MaxNode || r.Subtree < uint64(r.Length) {
 			return corrupt("commit", "root of level %d, %d bytes, subtree %d", r.Level, r.Length, r.Subtree)
 		}
 	}
@@ -410,6 +420,9 @@ func ParseLease(raw []byte) (*LeaseRecord, error) {
 	l := &LeaseRecord{Signed: raw[:end:end], Signature: raw[end:]}
 	if err := decodeCBOR("lease", raw[leaseHeaderSize:end], &l.Lease); err != nil {
 		return nil, err
+	}
+	if p := (Position{Era: l.Era, Term: l.Term}); !p.sane() {
+		return nil, corrupt("lease", "position %v", p)
 	}
 	return l, nil
 }

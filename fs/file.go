@@ -189,10 +189,11 @@ func (f *filesystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if h == nil {
 		return fuse.EBADF
 	}
-	if f.opts.Flushed == nil {
+	c, ok := h.disk.(Closer)
+	if !ok {
 		return fuse.OK
 	}
-	return f.status("close", h, 0, f.opts.Flushed(f.ctx, f.name(h.node), h.write))
+	return f.status("close", h, 0, c.Closing(f.ctx))
 }
 
 // Fallocate punches holes and zeroes ranges (QEMU's discard and write-zeroes).

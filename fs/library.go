@@ -40,6 +40,12 @@ type Disk interface {
 
 var _ Disk = (*image.Disk)(nil)
 
+// Closer is a Disk that is told when a descriptor is closed: close(2) waits for Closing, and
+// its error is close's. A descriptor that was dup'ed comes more than once.
+type Closer interface {
+	Closing(ctx context.Context) error
+}
+
 // Entry is one name of a library.
 type Entry struct {
 	Name     string // "NAME" or "NAME@SNAP": not empty, no slash, at most 255 bytes

@@ -25,6 +25,15 @@ type memDisk struct {
 	gate    func(op string)                  // called before a write and after a read; may be nil
 	reads   int
 	flushes int
+	closes  int
+}
+
+// Closing implements Closer.
+func (d *memDisk) Closing(context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closes++
+	return d.failing("close", 0)
 }
 
 var zeroSector = make([]byte, sectorSize)

@@ -26,11 +26,6 @@ type Options struct {
 	AllowOther bool   // users other than the mounting one may pass; the modes still hold
 	UID, GID   uint32 // owner of the files
 	Logger     *slog.Logger
-
-	// Flushed is called when a descriptor is closed and close(2) waits for it;
-	// its error is close's. A descriptor that was dup'ed comes more than once.
-	// It may be nil.
-	Flushed func(ctx context.Context, name string, write bool) error
 }
 
 // Server is one mount. Its methods may be called concurrently.

@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -114,16 +112,7 @@ func TestLocks(t *testing.T) {
 
 // TestSync counts flushes: fsync, fdatasync and each synchronous write make at least one, a close none.
 func TestSync(t *testing.T) {
-	var mu sync.Mutex
-	var closed []string
-	r := newRig(t, func(o *Options) {
-		o.Flushed = func(_ context.Context, name string, write bool) error {
-			mu.Lock()
-			defer mu.Unlock()
-			closed = append(closed, fmt.Sprint(name, " ", write))
-			return nil
-		}
-	})
+	r := newRig(t, nil)
 	d := r.lib.add("disk", 1<<20)
 	r.child("fill", r.path("disk"), "x")
 	if _, n := d.counts(); n != 0 {
@@ -134,20 +123,22 @@ func TestSync(t *testing.T) {
 		t.Errorf("%d flushes, want 5", n)
 	}
 	r.child("read", r.path("disk"))
-	mu.Lock()
-	defer mu.Unlock()
-	want := []string{"disk true", "disk true", "disk true", "disk true", "disk true", "disk false"}
-	if !slices.Equal(closed, want) {
-		t.Errorf("closed: %q, want %q", closed, want)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closes != 6 {
+		t.Errorf("%d closes, want 6", d.closes)
 	}
 }
 
-// TestCloseError shows that close(2) waits for Flushed and returns its error.
+// TestCloseError shows that close(2) waits for Closing and returns its error.
 func TestCloseError(t *testing.T) {
-	r := newRig(t, func(o *Options) {
-		o.Flushed = func(context.Context, string, bool) error { return blockstore.ErrNoSpace }
+	r := newRig(t, nil)
+	r.lib.add("disk", 1<<20).failWith(func(op string, _ int64) error {
+		if op == "close" {
+			return blockstore.ErrNoSpace
+		}
+		return nil
 	})
-	r.lib.add("disk", 1<<20)
 	if err := childError("fill", r.path("disk"), "x"); err == nil || !strings.Contains(err.Error(), "no space left on device") {
 		t.Errorf("close: %v, want ENOSPC", err)
 	}

@@ -32,6 +32,25 @@ type edit struct {
 	fresh     bool // the keys' newest epoch is new
 }
 
+// beginTerm adds to an edit what the first commit of a term changes. What came from elsewhere
+// may be part of other images here: it becomes the floor, and is the collector's. A lease that
+// was taken by force may go on from before an epoch was given to others: a new one begins.
+func (d *Disk) beginTerm(e *edit) *edit {
+	var with edit
+	if e != nil {
+		with = *e
+	}
+	with.floor = true
+	if d.head.lease.Era != d.head.commit.Era {
+		keys := with.keys
+		if keys == nil {
+			keys = d.head.keys
+		}
+		with.keys, with.fresh = keys.WithEpoch(crypto.NewEpoch()), true
+	}
+	return &with
+}
+
 // Commit puts everything written so far into the store as a new head.
 func (d *Disk) Commit(ctx context.Context) error {
 	if err := d.writable(); err != nil {
@@ -63,6 +82,9 @@ func (d *Disk) commitLocked(ctx context.Context, e *edit) error {
 func (d *Disk) commitAndMerge(ctx context.Context, least wear) error {
 	d.commitMu.Lock()
 	defer d.commitMu.Unlock()
+	if d.yielded {
+		return nil
+	}
 	if d.frozen != nil {
 		return d.commitOnce(ctx, nil, nil)
 	}
@@ -82,6 +104,9 @@ func (d *Disk) commitOnce(ctx context.Context, e *edit, merges map[uint64]wear) 
 	if err := d.failed.Load(); err != nil {
 		return *err
 	}
+	if d.yielded {
+		return ErrReadOnly
+	}
 	began := time.Now()
 	f := d.freeze()
 	frozen := d.frozen
@@ -91,6 +116,9 @@ func (d *Disk) commitOnce(ctx context.Context, e *edit, merges map[uint64]wear) 
 	}
 	if frozen == nil {
 		frozen = dirty.New(&d.s.dirty)
+	}
+	if !d.head.inTerm() {
+		e = d.beginTerm(e)
 	}
 	b := &batch{d: d, frozen: frozen, worn: make(map[uint64]wear), seal: record.Seal{Suite: d.s.suite, Epoch: d.head.epoch, Compression: liveCompression(d.head.commit.Compression)}}
 	term := d.head.lease
@@ -197,7 +225,7 @@ func (b *batch) prepare(ctx context.Context, put *blockstore.Batch, e *edit, abs
 	d := b.d
 	base := d.current.tree
 	if len(merges) > 0 {
-		for _, r := range d.startup(ctx, d.head) {
+		for _, r := range d.s.startup(ctx, d.head) {
 			b.startup = append(b.startup, plan.Range{Off: r.Offset, Len: r.Length, Burst: int(r.Burst)})
 		}
 	}

@@ -36,11 +36,12 @@ const (
 type Disk struct {
 	s        *Shared
 	id       blockstore.ImageID
-	readOnly atomic.Bool // until Promote
+	readOnly atomic.Bool // until Promote, or from Yield on; changed under mu, so that who has looked at it there may write
 	snapshot string      // name, if it is one
 
-	commitMu sync.Mutex      // one commit at a time; guards merges
+	commitMu sync.Mutex      // one commit at a time; guards what follows
 	merges   map[uint64]wear // regions to be planned again
+	yielded  bool            // the lease was given away: no commit until Promote
 
 	flushMu    sync.Mutex // one flush at a time; guards the journal's state
 	journal    *journal   // nil until the first flush after a commit

@@ -69,8 +69,13 @@ func (d *Disk) Flush(ctx context.Context) error {
 	if d.closed.Load() {
 		return ErrClosed
 	}
-	if d.readOnly.Load() {
-		return nil
+	for d.readOnly.Load() {
+		d.commitMu.Lock() // Yield may be making the commit that this flush waits for
+		readOnly := d.readOnly.Load()
+		d.commitMu.Unlock()
+		if readOnly {
+			return nil
+		}
 	}
 	began := time.Now()
 	defer func() { d.s.Took("flush", time.Since(began)) }()
@@ -287,6 +292,9 @@ func (d *Disk) replayOne(h *head, n blockstore.JournalNumber, all bool) (bool, e
 	}
 	if jh.Image != d.id || jh.Number != n {
 		return false, &blockstore.CorruptError{What: "journal", Key: n.String(), Cause: errors.New("of another place")}
+	}
+	if !all && jh.Host == d.s.Key.Public() && jh.Era <= h.lease.Era && jh.Term < h.lease.Term {
+		return true, nil // absorbed in a term that is over: a crash kept it from being removed
 	}
 	if jh.Host != d.s.Key.Public() || jh.Era != h.lease.Era || jh.Term != h.lease.Term {
 		if all && n <= d.mark.Journal { // we know that it was ours

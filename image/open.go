@@ -31,6 +31,11 @@ func (s *Shared) Open(ctx context.Context, id blockstore.ImageID, o OpenOptions)
 	reads := o.ReadOnly || o.Snapshot != ""
 	d.readOnly.Store(reads)
 	if !reads { // before anything is read: the writer before has made its last commit
+		// Who cannot be the writer does not stand in the way of what comes from there.
+		if chain, err := lease.Load(s.Store, id); err == nil && chain.Newest().Holder != s.Key.Public() {
+			holder := chain.Newest().Holder
+			return nil, fmt.Errorf("image %v: %w: host %x", id, ErrNotHolder, holder[:8])
+		}
 		if err := s.enter(d); err != nil {
 			return nil, err
 		}
@@ -142,13 +147,14 @@ func (d *Disk) Promote(ctx context.Context) error {
 		return err
 	}
 	if err := d.promoteLocked(ctx); err != nil {
+		d.yielded = true
 		d.s.leave(d)
 		return errors.Join(err, d.s.follow(ctx, d))
 	}
 	d.s.mu.Lock()
 	delete(d.s.readers, d)
 	d.s.mu.Unlock()
-	d.readOnly.Store(false)
+	d.closeGate(false)
 	d.background(ctx)
 	return nil
 }
@@ -164,15 +170,74 @@ func (d *Disk) promoteLocked(ctx context.Context) error {
 	}
 	d.mark = mark
 	d.forgetReplayed()
+	d.yielded = false
 	if err := d.start(h); err != nil {
 		return err
 	}
 	return d.commitLocked(ctx, nil)
 }
 
+// Yield gives the lease of an image that this disk writes to another host: the last commit
+// of the term is made, and the record of the next one is durable on return. From then on
+// the disk refuses writes; its readers go on, and follow what comes from the new holder.
+// After an error the disk writes on, unless it has failed.
+func (d *Disk) Yield(ctx context.Context, to [32]byte) error {
+	if err := d.yield(ctx, to); err != nil {
+		return err
+	}
+	d.stop()
+	<-d.done
+	d.s.leave(d)
+	if err := d.s.follow(context.WithoutCancel(ctx), d); err != nil { // it is given all the same
+		d.s.Log.Warn("the disk does not follow its new holder", "image", d.id, "error", err)
+	}
+	return nil
+}
+
+func (d *Disk) yield(ctx context.Context, to [32]byte) error {
+	d.commitMu.Lock()
+	defer d.commitMu.Unlock()
+	if d.closing.Load() {
+		return ErrClosed
+	}
+	if err := d.writable(); err != nil {
+		return err
+	}
+	// Writes and flushes that come from here on wait, or are refused.
+	d.closeGate(true)
+	for range 2 { // the second absorbs the journal of a flush that came between gate and commit; none can begin after it
+		if err := d.commitLocked(ctx, nil); err != nil {
+			d.closeGate(false)
+			return err
+		}
+	}
+	raw, err := d.s.nextTerm(d.head, to)
+	if err != nil {
+		d.closeGate(false)
+		return err
+	}
+	d.yielded = true
+	_, err = d.s.Store.PutLease(context.WithoutCancel(ctx), raw) // the point of no return
+	switch {
+	case errors.Is(err, blockstore.ErrNoSpace): // nothing was written
+		d.yielded = false
+		d.closeGate(false)
+	case err != nil: // it may be durable
+		err = d.fail(err)
+	}
+	return err
+}
+
+// closeGate refuses writes, or takes them again; those that were let in are in the dirty set.
+func (d *Disk) closeGate(closed bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.readOnly.Store(closed)
+}
+
 // begin makes a head the state that readers see, below a set of dirty sectors.
 func (d *Disk) begin(h *head, active *dirty.Set) {
-	v := &version{tree: tree.Tree{Loader: d.s.loader, Keys: h.keys, Root: h.commit.Root}}
+	v := &version{tree: tree.Tree{Loader: d.s.loader, Keys: h.keys, Root: h.commit.Root, Latest: h.commit.Position()}}
 	d.s.guardFirst(d.id, v)
 	d.mu.Lock()
 	defer d.mu.Unlock()

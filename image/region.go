@@ -219,11 +219,16 @@ func (c *cutter) cut() []Piece {
 // of its own, without reading what was there. A region to be merged is read whole and
 // planned again.
 func (b *batch) sealRegion(ctx context.Context, put *blockstore.Batch, base tree.Tree, region uint64, merge bool) error {
-	old, err := base.Leaf(ctx, region)
+	old, birth, err := base.LeafBorn(ctx, region)
 	if err != nil {
 		return err
 	}
 	m := spread(old)
+	for i := range m.objects { // whoever made the leaf cannot have known what came later
+		if o := &m.objects[i]; birth != (blockstore.Position{}) && o.Birth.Compare(birth) > 0 {
+			o.Birth = birth
+		}
+	}
 	var c cutter
 	b.frozen.Each(region, 0, record.RegionSectors, func(sector int, page *dirty.Page) {
 		m.at[sector] = place{}

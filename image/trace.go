@@ -147,10 +147,10 @@ func (s *Shared) depmap(ctx context.Context, h *head) (*record.DepMap, error) {
 }
 
 // startup is the start-up list of a head; a clone goes without if it cannot be read.
-func (d *Disk) startup(ctx context.Context, h *head) []record.Range {
-	m, err := d.s.depmap(ctx, h)
+func (s *Shared) startup(ctx context.Context, h *head) []record.Range {
+	m, err := s.depmap(ctx, h)
 	if err != nil {
-		d.s.Log.Warn("dependency map", "image", d.id, "error", err)
+		s.Log.Warn("dependency map", "image", h.commit.Image, "error", err)
 		return nil
 	}
 	return m.Startup

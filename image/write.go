@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/sealdisk/sealdisk/image/dirty"
 	"github.com/sealdisk/sealdisk/image/record"
 )
 
@@ -26,7 +27,7 @@ func (d *Disk) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 		var err error
 		if skip == 0 && n == sectorSize {
 			n = min(len(p)-done, (record.RegionSectors-sector)*sectorSize) &^ (sectorSize - 1)
-			d.put(region, sector, p[done:done+n])
+			err = d.put(region, sector, p[done:done+n])
 		} else {
 			err = d.patch(ctx, region, sector, skip, p[done:done+n])
 		}
@@ -58,14 +59,23 @@ func (d *Disk) touch() {
 
 func (d *Disk) stripe(region uint64) int { return int(region % stripes) }
 
+// change changes the active set, unless the disk has stopped to take writes.
+func (d *Disk) change(fn func(active *dirty.Set)) error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.readOnly.Load() {
+		return ErrReadOnly
+	}
+	fn(d.active)
+	return nil
+}
+
 // put writes whole sectors of one region.
-func (d *Disk) put(region uint64, sector int, data []byte) {
+func (d *Disk) put(region uint64, sector int, data []byte) error {
 	rmw := &d.rmw[d.stripe(region)]
 	rmw.RLock()
-	d.mu.RLock()
-	d.active.Write(region, sector, data, false)
-	d.mu.RUnlock()
-	rmw.RUnlock()
+	defer rmw.RUnlock()
+	return d.change(func(active *dirty.Set) { active.Write(region, sector, data, false) })
 }
 
 // patch writes part of one sector. The rest of it may have to be read first; nobody
@@ -74,14 +84,13 @@ func (d *Disk) patch(ctx context.Context, region uint64, sector, off int, data [
 	rmw := &d.rmw[d.stripe(region)]
 	rmw.Lock()
 	defer rmw.Unlock()
-	d.mu.RLock()
-	held := d.active.Patch(region, sector, off, data)
-	d.mu.RUnlock()
-	if held {
-		return nil
+	held := false
+	err := d.change(func(active *dirty.Set) { held = active.Patch(region, sector, off, data) })
+	if err != nil || held {
+		return err
 	}
 	var page [sectorSize]byte
-	err := d.look(func(w view) error {
+	err = d.look(func(w view) error {
 		vec, err := w.read(ctx, region, sector, 1, nil)
 		if err == nil {
 			copy(page[:], vec[0])
@@ -92,10 +101,7 @@ func (d *Disk) patch(ctx context.Context, region uint64, sector, off int, data [
 		return err
 	}
 	copy(page[off:], data)
-	d.mu.RLock()
-	d.active.Write(region, sector, page[:], false)
-	d.mu.RUnlock()
-	return nil
+	return d.change(func(active *dirty.Set) { active.Write(region, sector, page[:], false) })
 }
 
 // Discard makes [off, off+n) read as zeros and gives the space of whole sectors back.
@@ -145,10 +151,7 @@ func (d *Disk) zero(ctx context.Context, region uint64, sector, count int) error
 	if err != nil || blank {
 		return err
 	}
-	d.mu.RLock()
-	d.active.Zero(region, sector, count, false)
-	d.mu.RUnlock()
-	return nil
+	return d.change(func(active *dirty.Set) { active.Zero(region, sector, count, false) })
 }
 
 // Resize grows the disk; the new part reads as zeros. Durable with the next Flush.
@@ -163,6 +166,8 @@ func (d *Disk) Resize(_ context.Context, size int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch old := d.size.Load(); {
+	case d.readOnly.Load():
+		return ErrReadOnly
 	case size < old:
 		return fmt.Errorf("%w: %d bytes, now %d", ErrShrink, size, old)
 	case size > old:

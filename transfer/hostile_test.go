@@ -244,7 +244,7 @@ func TestReserve(t *testing.T) {
 	check(t, err)
 	r := b.receiver()
 	var asked int64
-	r.Reserve = func(n int64) (func(), error) {
+	r.Reserve = func(n int64) (func(int64), error) {
 		asked = n
 		return nil, blockstore.ErrNoSpace
 	}
@@ -257,6 +257,22 @@ func TestReserve(t *testing.T) {
 	}
 	if n := a.served.Load() - before; n > 1<<20 {
 		t.Errorf("%d bytes had come by then", n)
+	}
+	var most, left int64 // what has come needs no room any more, and at the end nothing is set aside
+	r.Reserve = func(n int64) (func(int64), error) {
+		most, left = n, n
+		return func(n int64) {
+			if left -= n; left < 0 {
+				t.Errorf("released %d more than was set aside", -left)
+			}
+		}, nil
+	}
+	shrunk := false
+	progress := func(done, total int64) { shrunk = shrunk || done < total && left <= most-done }
+	_, err = r.Receive(ctx, d, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id, Progress: progress})
+	check(t, err)
+	if left != 0 || !shrunk {
+		t.Errorf("%d bytes stay set aside; less and less were: %v", left, shrunk)
 	}
 }
 

@@ -83,7 +83,7 @@ func (s *Server) report(c *peer.Conn, w http.ResponseWriter, r *http.Request) er
 	rep.Message = printable([]byte(rep.Message))
 	w.WriteHeader(http.StatusNoContent)
 	switch rep.State {
-	case Running:
+	case Running, At:
 		of.report(rep)
 		return nil
 	case Done:

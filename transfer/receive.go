@@ -19,10 +19,10 @@ type Receiver struct {
 	Store  *blockstore.Store
 	Anchor *anchor.Anchor
 	Log    *slog.Logger
-	// Reserve sets bytes aside before they are asked for, until release; it fails if there
-	// is no room for them ([blockstore.ErrNoSpace]) or who brings them may not
-	// ([ErrRefused]).
-	Reserve func(bytes int64) (release func(), err error)
+	// Reserve sets bytes aside before they are asked for, until as many are released: those
+	// that are stored by then take their room themselves. It fails if there is none for them
+	// ([blockstore.ErrNoSpace]) or who brings them may not ([ErrRefused]).
+	Reserve func(bytes int64) (release func(bytes int64), err error)
 	// Account counts bytes that came, and fails once whoever brings them may bring no
 	// more ([ErrRefused]); nil: nobody counts.
 	Account func(bytes int) error
@@ -77,6 +77,16 @@ func (r *Receiver) Receive(ctx context.Context, d *Description, peers []*Client,
 		return Received{}, err
 	}
 	return x.received(), nil
+}
+
+// Check checks a description as Receive does before it asks for anything, and gives the chain
+// of leases that holds then.
+func (r *Receiver) Check(d *Description, o ReceiveOptions) (lease.Chain, *blockstore.CommitPublic, error) {
+	x, err := r.admit(d, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	return x.chain, x.head.public, nil
 }
 
 func (o *ReceiveOptions) install(install func() error) error {
@@ -204,7 +214,7 @@ func (r *Receiver) admit(d *Description, o ReceiveOptions) (*receiving, error) {
 	if d.Image != o.Image {
 		return nil, fmt.Errorf("image %v in place of %v: %w", d.Image, o.Image, ErrProtocol)
 	}
-	chain, err := r.longestChain(d)
+	chain, leases, err := r.longestChain(d)
 	if err != nil {
 		return fail(err)
 	}
@@ -215,30 +225,44 @@ func (r *Receiver) admit(d *Description, o ReceiveOptions) (*receiving, error) {
 	if err := r.checkAge(d.Image, head, o.Rollback); err != nil {
 		return fail(err)
 	}
-	return &receiving{r: r, options: o, image: d.Image, chain: chain, head: head, walked: map[blockstore.ObjectID]struct{}{}}, nil
+	return &receiving{r: r, options: o, image: d.Image, chain: chain, leases: leases, head: head, walked: map[blockstore.ObjectID]struct{}{}}, nil
 }
 
-// longestChain compares the lease chain with the one that is here and gives the longer
-// one: one must begin with the other, since the first record seen for a term stays. What a
-// former holder signs is refused by whoever has seen the next term.
-func (r *Receiver) longestChain(d *Description) (lease.Chain, error) {
+// longestChain compares the lease chain with the one that is here and gives the one that
+// counts: one must begin with the other, since the first record seen for a term stays, or
+// end in a higher era, which takes the image key. What a former holder signs is refused by
+// whoever has seen the next term.
+func (r *Receiver) longestChain(d *Description) (lease.Chain, [][]byte, error) {
 	have, err := r.Store.Leases(d.Image)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	theirs, err := lease.Parse(d.Image, d.Leases)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	if len(have) == 0 {
+		return theirs, d.Leases, nil
+	}
+	ours, err := lease.Parse(d.Image, have)
+	if err != nil {
+		return nil, nil, err
+	}
+	use := len(theirs) >= len(ours)
 	for i := range min(len(have), len(d.Leases)) {
-		if !slices.Equal(have[i], d.Leases[i]) {
-			return nil, fmt.Errorf("%w: its lease chain is another one from record %d on", image.ErrFork, i+1)
+		if slices.Equal(have[i], d.Leases[i]) {
+			continue
 		}
+		if ours.Newest().Era == theirs.Newest().Era {
+			return nil, nil, fmt.Errorf("%w: its lease chain is another one from record %d on", image.ErrFork, i+1)
+		}
+		use = theirs.Newest().Era > ours.Newest().Era
+		break
 	}
-	if len(have) > len(theirs) {
-		return lease.Parse(d.Image, have)
+	if !use {
+		return ours, have, nil
 	}
-	return theirs, nil
+	return theirs, d.Leases, nil
 }
 
 // checkAge refuses what is older than this host has seen, unless the user accepts that.
@@ -342,33 +366,20 @@ func (x *receiving) commits(ctx context.Context, peers []*Client, list blockstor
 	return states, nil
 }
 
-// install makes a state that is complete the head. Leases and snapshots first: the head
-// is the point of no return.
+// install makes a state that is complete the head. Snapshots first; leases and head are one
+// transaction, the point of no return.
 func (x *receiving) install(ctx context.Context, d *Description, snapshots []state) error {
 	st := x.r.Store
 	// Once more: this host may have seen, or made, something newer meanwhile.
-	if _, err := x.r.admit(d, x.options); err != nil {
+	again, err := x.r.admit(d, x.options)
+	if err != nil {
 		return err
 	}
+	x.chain, x.leases = again.chain, again.leases
 	if head, _, err := st.Head(x.image); err == nil && head == x.head.id {
-		return x.putLeases(ctx, d)
-	}
-	if err := x.putLeases(ctx, d); err != nil {
-		return err
+		return st.Adopt(ctx, x.image, x.leases, nil)
 	}
 	return x.putHead(ctx, snapshots)
-}
-
-func (x *receiving) putLeases(ctx context.Context, d *Description) error {
-	for _, raw := range d.Leases {
-		if _, err := x.r.Store.PutLease(ctx, raw); err != nil {
-			if errors.Is(err, blockstore.ErrExists) {
-				err = fmt.Errorf("%w: %w", image.ErrFork, err)
-			}
-			return err
-		}
-	}
-	return nil
 }
 
 // putHead stores the snapshots and the head, and forgets commits that are neither.
@@ -383,7 +394,7 @@ func (x *receiving) putHead(ctx context.Context, snapshots []state) error {
 		}
 		keep = append(keep, s.id)
 	}
-	if _, err := st.PutCommit(ctx, x.image, x.head.raw); err != nil { // the point of no return
+	if err := st.Adopt(ctx, x.image, x.leases, x.head.raw); err != nil { // the point of no return
 		return err
 	}
 	p := x.head.public

@@ -331,12 +331,12 @@ func TestRekeyMeanwhile(t *testing.T) {
 	desc, err := c.Describe(ctx, id.String(), blockstore.CommitID{})
 	check(t, err)
 	r := b.receiver()
-	r.Reserve = func(int64) (func(), error) { // the nodes are here, the segments are to come
+	r.Reserve = func(int64) (func(int64), error) { // the nodes are here, the segments are to come
 		_, err := d.WriteAt(ctx, make([]byte, 20<<20), 0)
 		check(t, err)
 		check(t, d.SetRecipients(ctx, func([]string) ([]string, error) { return []string{a.recipient}, nil }))
 		check(t, d.Commit(ctx))
-		return func() {}, nil
+		return func(int64) {}, nil
 	}
 	_, err = r.Receive(ctx, desc, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id})
 	check(t, err)

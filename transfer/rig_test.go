@@ -34,6 +34,8 @@ type host struct {
 	anchor    *anchor.Anchor
 	options   image.Host
 	shared    *image.Shared
+	live      atomic.Pointer[image.Shared]                                        // what peers are answered from
+	grant     func(ctx context.Context, id blockstore.ImageID, to [32]byte) error // nil: shared's
 	book      *peer.Book
 	endpoint  *peer.Endpoint
 	server    *transfer.Server
@@ -61,8 +63,8 @@ func newHost(t *testing.T, reserve int64) *host {
 	h.options = image.Host{Store: h.store, Key: h.key, Identities: []age.Identity{ids[0]}, Anchor: h.anchor, Log: log, Now: time.Now}
 	h.shared, err = image.NewShared(h.options)
 	check(t, err)
-	h.book, err = peer.OpenBook(filepath.Join(dir, "peers"))
-	check(t, err)
+	h.live.Store(h.shared)
+	h.book = peer.NewBook(filepath.Join(dir, "peers"))
 	h.endpoint, err = peer.NewEndpoint(h.key, h.book)
 	check(t, err)
 	h.server = transfer.NewServer(h.store, lender{h}, func(string) {}, log)
@@ -152,12 +154,19 @@ func (l lender) Find(_ peer.Peer, ref string, _ peer.Role) (blockstore.ImageID, 
 	return id, nil
 }
 
-func (l lender) Guard(id blockstore.ImageID) (func(), error) { return l.h.shared.Guard(id), nil }
+func (l lender) Guard(id blockstore.ImageID) (func(), error) { return l.h.live.Load().Guard(id), nil }
 
-func (l lender) Changed(id blockstore.ImageID) <-chan struct{} { return l.h.shared.Changed(id) }
+func (l lender) Changed(id blockstore.ImageID) <-chan struct{} { return l.h.live.Load().Changed(id) }
 
 func (l lender) Grant(ctx context.Context, _ peer.Peer, public [32]byte, id blockstore.ImageID) error {
-	return l.h.shared.Grant(ctx, id, public)
+	if l.h.grant != nil {
+		return l.h.grant(ctx, id, public)
+	}
+	return l.h.live.Load().Grant(ctx, id, public)
+}
+
+func (l lender) Part(context.Context, peer.Peer, blockstore.ImageID, blockstore.CommitID) error {
+	return transfer.ErrRefused
 }
 
 func (l lender) AddRecipients(context.Context, peer.Peer, blockstore.ImageID, []string) error {
@@ -187,7 +196,7 @@ func (h *host) ask(at peer.Peer) *transfer.Client {
 
 // receiver gives what brings images into the store.
 func (h *host) receiver() *transfer.Receiver {
-	return &transfer.Receiver{Store: h.store, Anchor: h.anchor, Log: slog.New(slog.DiscardHandler), Reserve: func(int64) (func(), error) { return func() {}, nil }}
+	return &transfer.Receiver{Store: h.store, Anchor: h.anchor, Log: slog.New(slog.DiscardHandler), Reserve: func(int64) (func(int64), error) { return func(int64) {}, nil }}
 }
 
 // pull brings the newest state of an image from peers, the first of which describes it.

@@ -28,6 +28,8 @@ type Images interface {
 	Changed(id blockstore.ImageID) <-chan struct{}
 	// Grant gives the lease of an image to a peer, whose host key is public, durably.
 	Grant(ctx context.Context, p peer.Peer, public [32]byte, id blockstore.ImageID) error
+	// Part begins a new epoch if a snapshot, named by its commit, shares the one that seals now.
+	Part(ctx context.Context, p peer.Peer, id blockstore.ImageID, snapshot blockstore.CommitID) error
 	// AddRecipients seals an image to further recipients.
 	AddRecipients(ctx context.Context, p peer.Peer, id blockstore.ImageID, recipients []string) error
 }
@@ -73,6 +75,7 @@ func NewServer(st *blockstore.Store, images Images, refused func(cause string), 
 	mux.HandleFunc("POST /v1/images/{image}/commits", s.answer(s.commits))
 	mux.HandleFunc("POST /v1/images/{image}/recipients", s.answer(s.recipients))
 	mux.HandleFunc("POST /v1/images/{image}/lease", s.answer(s.lease))
+	mux.HandleFunc("POST /v1/images/{image}/parts/{commit}", s.answer(s.part))
 	mux.HandleFunc("DELETE /v1/images/{image}/pin", s.answer(s.unpin))
 	mux.HandleFunc("GET /v1/offer", s.answer(s.offer))
 	mux.HandleFunc("POST /v1/report", s.answer(s.report))
@@ -286,6 +289,22 @@ func (s *Server) after(c *peer.Conn, w http.ResponseWriter, r *http.Request) err
 			return nil
 		}
 	}
+}
+
+func (s *Server) part(c *peer.Conn, w http.ResponseWriter, r *http.Request) error {
+	id, err := s.images.Find(c.Peer, r.PathValue("image"), peer.Host)
+	if err != nil {
+		return err
+	}
+	snapshot, err := blockstore.ParseCommitID(r.PathValue("commit"))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if err := s.images.Part(r.Context(), c.Peer, id, snapshot); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 // idsOf reads the ids that a request asks for.

@@ -19,6 +19,7 @@ type receiving struct {
 	options  ReceiveOptions
 	image    blockstore.ImageID
 	chain    lease.Chain
+	leases   [][]byte // the records of chain
 	head     state
 	pool     *pool
 	progress func(done, total int64)
@@ -28,16 +29,32 @@ type receiving struct {
 	objects, bytes atomic.Int64 // that came
 	done, total    atomic.Int64 // bytes that were missing, and are there
 
-	mu     sync.Mutex
-	walked map[blockstore.ObjectID]struct{} // inner nodes whose missing bytes were counted
+	mu      sync.Mutex // guards what follows
+	aside   int64      // bytes that are set aside
+	release func(int64)
+	walked  map[blockstore.ObjectID]struct{} // inner nodes whose missing bytes were counted
 }
 
-// advance counts bytes of segments that came.
+// advance counts bytes of segments that came, and are about to be stored.
 func (x *receiving) advance(n int) {
 	done := x.done.Add(int64(n))
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if n := min(int64(n), x.aside); n > 0 {
+		x.aside -= n
+		x.release(n)
+	}
 	x.progress(done, x.total.Load())
+}
+
+// setAside notes what is set aside, and releases what is left of what was before.
+func (x *receiving) setAside(release func(int64), n int64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.aside > 0 {
+		x.release(x.aside)
+	}
+	x.release, x.aside = release, n
 }
 
 // maxWalked bounds the inner nodes of one image: those of the largest that there may be,
@@ -72,7 +89,8 @@ func (x *receiving) fetch(ctx context.Context, c *blockstore.CommitPublic) error
 	if err != nil {
 		return err
 	}
-	defer release()
+	x.setAside(release, missing)
+	defer x.setAside(nil, 0)
 	x.total.Add(missing)
 	return x.segments(ctx, root, c.Root.Level)
 }

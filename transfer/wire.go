@@ -52,6 +52,12 @@ type Offer struct {
 	Image   blockstore.ImageID `cbor:"2,keyasint"`
 	Name    string             `cbor:"3,keyasint"`
 	Follow  bool               `cbor:"4,keyasint"` // stay in step until the connection ends
+	// Snapshot is the only state that is to come, as an image of its own with that Name; "": the image.
+	Snapshot string `cbor:"5,keyasint"`
+	// Handover says that the image's lease is to follow: who pulls stays in step until it has it.
+	Handover bool `cbor:"6,keyasint"`
+	Lazy     bool `cbor:"7,keyasint"` // with Handover: the map is enough, the rest may come after it
+	Check    bool `cbor:"8,keyasint"` // with Handover: only say whether it could be done
 }
 
 // Report is how the pull that an offer asked for goes.
@@ -60,11 +66,14 @@ type Report struct {
 	Total   int64  `cbor:"2,keyasint"`
 	State   string `cbor:"3,keyasint"` // "running", "done", "failed"
 	Message string `cbor:"4,keyasint"` // why it failed
+	// Sequence is that of the state that is there, with State At.
+	Sequence blockstore.Sequence `cbor:"5,keyasint"`
 }
 
 // States of a Report.
 const (
 	Running = "running"
+	At      = "at"
 	Done    = "done"
 	Failed  = "failed"
 )

@@ -59,7 +59,8 @@ func commands() []*cli.Command {
 		initCommand(), importCommand(), exportCommand(),
 		lsCommand(), infoCommand(), depsCommand(), rmCommand(), renameCommand(), resizeCommand(),
 		mountCommand(), umountCommand(), snapshotCommand(), cloneCommand(), recipientsCommand(),
-		peerCommand(), pullCommand(), pushCommand(), fillCommand(), bandwidthCommand(), serveCommand(),
+		peerCommand(), pullCommand(), pushCommand(), fillCommand(), bandwidthCommand(),
+		migrateCommand(), leaseCommand(), serveCommand(),
 		verifyCommand(), gcCommand(), statsCommand(), completionCommand(),
 	}
 	for _, c := range list {

@@ -16,15 +16,17 @@ func pullCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "pull",
 		Usage:     "bring an image from a peer, or up to date with it",
-		ArgsUsage: "PEER:NAME[=ID] [AS]",
+		ArgsUsage: "PEER:NAME[@SNAP][=ID] [AS]",
 		Description: `Only sealed objects that are missing here are fetched, snapshots and their removal included. It may
 be cut at any time: the same command goes on where it was. The image is read-only here while another
 host holds its lease. This host becomes one of its recipients, if the peer allows it, unless --no-keys
 makes it a replica: that holds, verifies and serves what it cannot open.
 =ID makes sure that it is that image, else its id is remembered from the first time on.
+With @SNAP that snapshot alone comes, as an image of its own that this host writes: AS, or NAME-SNAP.
 
 Example: sealdisk pull node1:debian
-         sealdisk pull --no-keys --follow node1:debian`,
+         sealdisk pull --no-keys --follow node1:debian
+         sealdisk pull node1:debian@clean web1`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "no-keys", Usage: "be a replica"},
 			&cli.BoolFlag{Name: "follow", Usage: "stay in step until interrupted"},
@@ -49,8 +51,9 @@ func pull(c *cli.Context) error {
 		return usageOf(c, "%q is not PEER:NAME", a[0])
 	}
 	remote, id, _ := strings.Cut(remote, "=")
+	remote, snapshot, _ := strings.Cut(remote, "@")
 	r := daemon.PullRequest{
-		Peers: append([]string{peer}, c.StringSlice("from")...), Remote: remote, Name: remote, ID: id,
+		Peers: append([]string{peer}, c.StringSlice("from")...), Remote: remote, Snapshot: snapshot, Name: snapshotName(remote, snapshot), ID: id,
 		NoKeys: c.Bool("no-keys"), Follow: c.Bool("follow"), Lazy: c.Bool("lazy"), NoPrefetch: c.Bool("no-prefetch"),
 	}
 	if len(a) == 2 {
@@ -58,6 +61,9 @@ func pull(c *cli.Context) error {
 	}
 	if r.Lazy && (r.Follow || r.NoKeys) {
 		return usageOf(c, "--lazy goes with neither --follow nor --no-keys")
+	}
+	if snapshot != "" && (r.Lazy || r.Follow || r.NoKeys || c.IsSet("accept-rollback")) {
+		return usageOf(c, "a snapshot comes whole, once, and with its keys")
 	}
 	if r.Bandwidth, err = parseBandwidth(c.String("bandwidth")); err != nil {
 		return err
@@ -74,6 +80,14 @@ func pull(c *cli.Context) error {
 		return err
 	}
 	return e.print(got, func(w io.Writer) { printPulled(w, got) })
+}
+
+// snapshotName is what the image of a snapshot is called.
+func snapshotName(name, snapshot string) string {
+	if snapshot == "" {
+		return name
+	}
+	return name + "-" + snapshot
 }
 
 func printPulled(w io.Writer, got daemon.Pulled) {
@@ -138,9 +152,10 @@ func pushCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "push",
 		Usage:     "bring an image to a peer, or that up to date",
-		ArgsUsage: "NAME PEER",
+		ArgsUsage: "NAME[@SNAP] PEER",
 		Description: `Has the peer pull it over a connection that this host makes. The peer must be allowed to have the image
 here, and this host to bring it there. The peer gets keys only if it may be a host for the image.
+With @SNAP that snapshot alone is brought, as an image NAME-SNAP that the peer writes; it must be a host.
 
 Example: sealdisk push debian backup`,
 		Flags: []cli.Flag{
@@ -154,7 +169,11 @@ Example: sealdisk push debian backup`,
 				return err
 			}
 			e := envOf(c)
-			r := daemon.PushRequest{Name: a[0], Peer: a[1], Follow: c.Bool("follow")}
+			name, snapshot, _ := strings.Cut(a[0], "@")
+			r := daemon.PushRequest{Name: name, Snapshot: snapshot, As: snapshotName(name, snapshot), Peer: a[1], Follow: c.Bool("follow")}
+			if snapshot != "" && r.Follow {
+				return usageOf(c, "a snapshot does not change: nothing to follow")
+			}
 			if r.Bandwidth, err = parseBandwidth(c.String("bandwidth")); err != nil {
 				return err
 			}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,8 +48,24 @@ func TestSessions(t *testing.T) {
 			"port":    portCmd,
 			"reach":   reachCmd,
 			"print":   printCmd,
+			"get":     getCmd,
 		},
 	})
+}
+
+// get URL FILE: asks for it, and writes the answer to a file.
+func getCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: get URL FILE")
+	}
+	answer, err := http.Get(args[0])
+	ts.Check(err)
+	body, err := io.ReadAll(answer.Body)
+	ts.Check(errors.Join(err, answer.Body.Close()))
+	if answer.StatusCode != http.StatusOK {
+		ts.Fatalf("%s: %s", args[0], answer.Status)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), body, 0o600))
 }
 
 // port NAME: puts a port of this machine that is free into a variable.

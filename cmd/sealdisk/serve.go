@@ -33,6 +33,7 @@ Example: sealdisk serve --listen :7443 --mount /mnt/images`,
 			&cli.StringFlag{Name: "listen", Usage: "answer peers at `ADDRESS:PORT`"},
 			&cli.StringFlag{Name: "metrics", Usage: "answer Prometheus at `ADDRESS:PORT`, to whoever asks"},
 			&cli.StringFlag{Name: "mount", Usage: "show all images in `DIR`"},
+			&cli.StringFlag{Name: "guests", Usage: "peers may move guests to the QEMUs whose QMP sockets are in `DIR`"},
 			&cli.BoolFlag{Name: "allow-other", Usage: "let other users pass the mount; the files' modes still hold"},
 			&cli.StringFlag{Name: "log-format", Usage: "`FORMAT` of the log: text or json", Value: "text"},
 			&cli.DurationFlag{Name: "source-timeout", Usage: "how long readers wait for what is missing of an image that is not whole here", Value: time.Minute},
@@ -55,6 +56,11 @@ func serve(c *cli.Context) error {
 	var err error
 	if o.CacheBytes, err = parseSize(c.String("cache")); err != nil {
 		return err
+	}
+	if dir := c.String("guests"); dir != "" {
+		if o.Guests, err = filepath.Abs(dir); err != nil {
+			return err
+		}
 	}
 	s := &serving{mounting: mounting{env: e}, listen: c.String("listen"), metrics: c.String("metrics"), allowOther: c.Bool("allow-other")}
 	if dir := c.String("mount"); dir != "" {

@@ -56,7 +56,7 @@ func sectors(seed uint64, n int) []byte {
 }
 
 func drawPosition(t *rapid.T) blockstore.Position {
-	u := rapid.Uint64()
+	u := rapid.Uint64Max(1<<62 - 1)
 	return blockstore.Position{
 		Era:      blockstore.Era(u.Draw(t, "era")),
 		Term:     blockstore.Term(u.Draw(t, "term")),

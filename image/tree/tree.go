@@ -109,6 +109,21 @@ type Tree struct {
 	Root   *blockstore.RootRef
 	// Birth of the root; zero if it is not known, as after opening.
 	Birth blockstore.Position
+	// Latest is the position of the commit that names the root: nothing in the map was born
+	// later, whatever it says of itself. Who made it may have been another host, and objects
+	// go by their birth. Zero: it is not known.
+	Latest blockstore.Position
+}
+
+// bound gives the entries below one that was born at a position without births after it.
+func (t Tree) bound(birth, of blockstore.Position) blockstore.Position {
+	if birth == (blockstore.Position{}) {
+		birth = t.Latest
+	}
+	if birth != (blockstore.Position{}) && of.Compare(birth) > 0 {
+		return birth
+	}
+	return of
 }
 
 // LevelOf is the level of the lowest root that covers a disk of size bytes.
@@ -202,22 +217,41 @@ func (t Tree) Leaf(ctx context.Context, region uint64) (*record.Leaf, error) {
 
 // LeafRef names the leaf of a region without opening it; false if the region has no data.
 func (t Tree) LeafRef(ctx context.Context, region uint64) (blockstore.SmallRef, bool, error) {
-	if t.Root == nil || region >= Span(t.Root.Level) {
-		return blockstore.SmallRef{}, false, nil
+	ref, _, ok, err := t.find(ctx, region)
+	return ref, ok, err
+}
+
+// LeafBorn is [Tree.Leaf] with a position after which nothing in the leaf was born.
+func (t Tree) LeafBorn(ctx context.Context, region uint64) (*record.Leaf, blockstore.Position, error) {
+	ref, birth, ok, err := t.find(ctx, region)
+	if err != nil || !ok {
+		return nil, birth, err
 	}
-	ref := t.rootRef()
+	leaf, err := t.leaf(ctx, ref, region)
+	return leaf, birth, err
+}
+
+// find names the leaf of a region and when it was born at the latest.
+func (t Tree) find(ctx context.Context, region uint64) (ref blockstore.SmallRef, birth blockstore.Position, ok bool, err error) {
+	if t.Root == nil || region >= Span(t.Root.Level) {
+		return ref, birth, false, nil
+	}
+	ref, birth = t.rootRef(), t.Birth
+	if birth == (blockstore.Position{}) {
+		birth = t.Latest
+	}
 	for level := t.Root.Level; level > 0; level-- {
 		in, err := t.inner(ctx, ref, level, region>>(8*level))
 		if err != nil {
-			return ref, false, err
+			return ref, birth, false, err
 		}
 		i, ok := in.Find(uint8(region >> (8 * (level - 1))))
 		if !ok {
-			return ref, false, nil
+			return ref, birth, false, nil
 		}
-		ref = small(in.Children[i].Ref)
+		ref, birth = small(in.Children[i].Ref), t.bound(birth, in.Children[i].Birth)
 	}
-	return ref, true, nil
+	return ref, birth, true, nil
 }
 
 func (t Tree) rootRef() blockstore.SmallRef {

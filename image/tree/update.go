@@ -63,7 +63,7 @@ func (t Tree) Update(ctx context.Context, seal record.Seal, birth blockstore.Pos
 	if err != nil {
 		return nil, err
 	}
-	u.out.Tree.Root, u.out.Tree.Birth = nil, birth
+	u.out.Tree.Root, u.out.Tree.Birth, u.out.Tree.Latest = nil, birth, birth
 	if root != nil {
 		u.out.Tree.Root = &blockstore.RootRef{Level: level, ID: root.Ref.ID, Length: root.Ref.Length, Subtree: root.Ref.Subtree}
 	}
@@ -125,6 +125,7 @@ func (u *updater) children(level uint8, index uint64, old *record.Child, above b
 		return nil, err
 	}
 	for _, c := range in.Children {
+		c.Birth = u.t.bound(old.Birth, c.Birth)
 		list[c.Slot] = &c
 	}
 	return &list, nil

@@ -37,6 +37,9 @@ const (
 	OpFill       = "fill"
 	OpBandwidth  = "bandwidth"
 	OpDeps       = "deps"
+	OpMigrate    = "migrate"
+	OpLease      = "lease"
+	OpTakeLease  = "lease-take"
 )
 
 // Event is one line of an answer. Exactly one of its fields is set.
@@ -309,8 +312,9 @@ type PeerAllowRequest struct {
 // PullRequest brings an image from peers. The first one tells what there is.
 type PullRequest struct {
 	Peers      []string `json:"peers"`
-	Remote     string   `json:"remote"` // name or id there
-	Name       string   `json:"name"`   // here
+	Remote     string   `json:"remote"`             // name or id there
+	Snapshot   string   `json:"snapshot,omitempty"` // bring it alone, as an image of this host's own
+	Name       string   `json:"name"`               // here
 	ID         string   `json:"id,omitempty"`
 	NoKeys     bool     `json:"no_keys,omitempty"`
 	Follow     bool     `json:"follow,omitempty"`
@@ -371,6 +375,8 @@ type Deps struct {
 // PushRequest brings an image to a peer.
 type PushRequest struct {
 	Name      string `json:"name"`
+	Snapshot  string `json:"snapshot,omitempty"` // the only state to bring, as an image of its own
+	As        string `json:"as,omitempty"`       // the name of that image
 	Peer      string `json:"peer"`
 	Follow    bool   `json:"follow,omitempty"`
 	Bandwidth int64  `json:"bandwidth,omitempty"` // bytes per second
@@ -381,4 +387,65 @@ type Pushed struct {
 	Name     string `json:"name"`
 	Wire     int64  `json:"wire"`
 	Duration int64  `json:"duration"`
+}
+
+// MigrateRequest hands images over to a peer, with the guest that uses them if QMP is set.
+type MigrateRequest struct {
+	Names       []string `json:"names"`
+	Peer        string   `json:"peer"`
+	QMP         string   `json:"qmp,omitempty"`      // path of the guest's monitor
+	PeerQMP     string   `json:"peer_qmp,omitempty"` // name of the monitor at the peer
+	Lazy        bool     `json:"lazy,omitempty"`
+	DryRun      bool     `json:"dry_run,omitempty"`
+	Bandwidth   int64    `json:"bandwidth,omitempty"`    // bytes per second
+	MaxDowntime int64    `json:"max_downtime,omitempty"` // ns; what QEMU aims at
+	Timeout     int64    `json:"timeout,omitempty"`      // ns that a close waits for the peer
+}
+
+// Migrated says how a migration went. Times are ns.
+type Migrated struct {
+	Names    []string        `json:"names"`
+	Peer     string          `json:"peer"`
+	Rounds   []MigratedRound `json:"rounds"`
+	Wire     int64           `json:"wire"`     // bytes, without the guest's memory
+	Armed    int64           `json:"armed"`    // from arming to the handover
+	Offer    int64           `json:"offer"`    // that the last close waited
+	Fill     int64           `json:"fill"`     // from the handover until all was there
+	Duration int64           `json:"duration"` // in all
+	Guest    *MigratedGuest  `json:"guest,omitempty"`
+}
+
+// MigratedRound is one round of copying.
+type MigratedRound struct {
+	Bytes    int64 `json:"bytes"`
+	Duration int64 `json:"duration"`
+}
+
+// MigratedGuest is what QEMU says.
+type MigratedGuest struct {
+	Downtime int64 `json:"downtime"` // that the guest stood still
+	Paused   int64 `json:"paused"`   // of that, that the disks took
+	Duration int64 `json:"duration"`
+	Memory   int64 `json:"memory"` // bytes
+}
+
+// Leases is who has written an image, oldest first.
+type Leases struct {
+	Name  string      `json:"name"`
+	Terms []LeaseTerm `json:"terms"`
+}
+
+// LeaseTerm is one record of the chain.
+type LeaseTerm struct {
+	Era        uint64 `json:"era"`
+	Term       uint64 `json:"term"`
+	Holder     string `json:"holder"` // fingerprint
+	HolderName string `json:"holder_name,omitempty"`
+	Last       string `json:"last_commit,omitempty"` // of the term before
+}
+
+// TakeLeaseRequest takes the lease of an image by force.
+type TakeLeaseRequest struct {
+	Name     string `json:"name"`
+	Identity string `json:"identity,omitempty"` // path of a file with an admin's identity
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -19,6 +21,7 @@ import (
 	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/tree"
 	"github.com/sealdisk/sealdisk/internal/exchange"
+	"github.com/sealdisk/sealdisk/internal/handover"
 	"github.com/sealdisk/sealdisk/internal/home"
 	"github.com/sealdisk/sealdisk/internal/metrics"
 	"github.com/sealdisk/sealdisk/transfer/peer"
@@ -39,22 +42,25 @@ type Options struct {
 	// SourceTimeout is how long a reader waits for what is missing of an image that is not
 	// whole; 0: a minute.
 	SourceTimeout time.Duration
+	// Guests is the folder of the monitors of those QEMUs that peers may move guests to.
+	Guests string
 }
 
 // Daemon owns one store.
 type Daemon struct {
-	opts   Options
-	log    *slog.Logger
-	store  *blockstore.Store
-	host   *home.Host
-	shared *image.Shared
-	names  *catalogue
-	disks  *disks
-	looks  looks
-	mounts *mounts
-	counts *metrics.Set
-	book   *peer.Book
-	peers  *exchange.Exchange
+	opts    Options
+	log     *slog.Logger
+	store   *blockstore.Store
+	host    *home.Host
+	shared  *image.Shared
+	names   *catalogue
+	disks   *disks
+	writers handover.Table
+	looks   looks
+	mounts  *mounts
+	counts  *metrics.Set
+	book    *peer.Book
+	peers   *exchange.Exchange
 	// locked is why there are no keys: host, shared, names, disks, book and peers are nil.
 	locked error
 	// growing is taken once by what needs objects that nothing refers to, yet or
@@ -211,3 +217,33 @@ func fillCatalogue(ctx context.Context, o InitOptions, h *home.Host, res *Initia
 	names := newCatalogue(st, anchor, h.Key, o.Log)
 	return names.recover(ctx, shared, res)
 }
+
+// gauges are the metrics that are asked for when somebody looks.
+func (d *Daemon) gauges() {
+	d.counts.Gauge("sealdisk_dirty_bytes", "Bytes that guests wrote and that are in no commit yet.", func() float64 { return float64(d.shared.Dirty()) })
+	of := func(value func(s blockstore.Stats) int64) func() float64 {
+		return func() float64 {
+			s, err := d.store.Stats()
+			if err != nil {
+				return -1
+			}
+			return float64(value(s))
+		}
+	}
+	d.counts.Gauge("sealdisk_objects", "Objects in the store.", of(func(s blockstore.Stats) int64 { return s.Objects }))
+	d.counts.Gauge("sealdisk_live_bytes", "Bytes of the objects in the store.", of(func(s blockstore.Stats) int64 { return s.LiveBytes }))
+	d.counts.Gauge("sealdisk_dead_bytes", "Bytes of deleted objects that are not given back yet.", of(func(s blockstore.Stats) int64 { return s.DeadBytes }))
+	d.counts.Gauge("sealdisk_free_bytes", "Bytes that may still be stored.", of(func(s blockstore.Stats) int64 { return s.FreeBytes }))
+}
+
+// Metrics answers Prometheus on l until ctx ends.
+func (d *Daemon) Metrics(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{Handler: d.counts.Handler(), ReadTimeout: metricsTimeout, WriteTimeout: 2 * metricsTimeout, MaxHeaderBytes: 16 << 10}
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+const metricsTimeout = 10 * time.Second

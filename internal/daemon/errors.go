@@ -21,6 +21,7 @@ import (
 	"github.com/sealdisk/sealdisk/internal/home"
 	"github.com/sealdisk/sealdisk/transfer"
 	"github.com/sealdisk/sealdisk/transfer/peer"
+	"github.com/sealdisk/sealdisk/transfer/qemu"
 )
 
 // Code says what kind of failure an [Error] is. Codes are part of the API and
@@ -71,6 +72,7 @@ var failures = []struct {
 	hint string
 }{
 	{context.Canceled, CodeInterrupted, ""},
+	{qemu.ErrMonitor, CodeInUse, "is that the QMP socket of a running QEMU, which nobody else uses?"},
 	{format.ErrShrunk, CodeSource, "the source must not change while it is imported"},
 	{format.ErrInUse, CodeInUse, "stop what writes it, or import a snapshot of it"},
 	{format.ErrEncrypted, CodeSource, "decrypt it with its own tools first"},
@@ -126,6 +128,8 @@ var failures = []struct {
 	{peer.ErrInvalid, CodeUsage, ""},
 	{exchange.ErrNotAllowed, CodePeer, "sealdisk peer allow PEER replica|host [NAME…] says what a peer may do"},
 	{exchange.ErrNoSource, CodePeer, "what is here stays usable; the rest comes when a source is there again"},
+	{exchange.ErrGuest, CodeInUse, ""},
+	{qemu.ErrFailed, CodePeer, "the guest runs on where it was, or is paused there: QEMU's log says why"},
 	{transfer.ErrNoImage, CodeNotFound, "the peer has no such image, or does not let this host have it: sealdisk peer allow there"},
 	{transfer.ErrRefused, CodePeer, ""},
 	{transfer.ErrNoSource, CodePeer, "what came is kept; the same command goes on where it was"},

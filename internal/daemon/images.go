@@ -45,6 +45,9 @@ func (d *Daemon) operations() map[string]operation {
 		OpFill:       keyed(d, d.fill),
 		OpBandwidth:  keyed(d, d.bandwidth),
 		OpDeps:       keyed(d, d.deps),
+		OpMigrate:    keyed(d, d.migrate),
+		OpLease:      keyed(d, d.leases),
+		OpTakeLease:  keyed(d, d.takeLease),
 	}
 }
 

@@ -117,29 +117,34 @@ func (l *library) Open(ctx context.Context, name string, write bool) (fs.Disk, f
 	if err != nil {
 		return nil, nil, err
 	}
-	if write && disk.ReadOnly() {
+	if !write {
+		return disk, release, nil
+	}
+	if key.snapshot != "" {
+		return nil, nil, errors.Join(fmt.Errorf("daemon: %s: %w", name, image.ErrReadOnly), release(ctx))
+	}
+	h := l.d.writers.Open(key.id, disk) // from here on the lease stays, if it is here
+	if disk.ReadOnly() {
 		if err := l.d.promote(ctx, key, disk); err != nil {
+			h.Close()
 			l.d.log.Warn("not opened for writing", "image", name, "err", err)
-			return nil, nil, errors.Join(fmt.Errorf("daemon: %s: %w: %w", name, image.ErrReadOnly, err), release(ctx))
+			if errors.Is(err, image.ErrNotHolder) {
+				err = fmt.Errorf("%w: %w", image.ErrReadOnly, err)
+			}
+			return nil, nil, errors.Join(fmt.Errorf("daemon: %s: %w", name, err), release(ctx))
 		}
 	}
-	if write {
-		disk.Record() // a guest starts
-	}
-	return disk, func(ctx context.Context) error {
+	disk.Record() // a guest starts
+	return h, func(ctx context.Context) error {
+		h.Close()
 		err := release(ctx)
-		if write {
-			l.d.looks.forget(key)
-		}
+		l.d.looks.forget(key)
 		return err
 	}, nil
 }
 
 // promote makes a disk writable whose lease is elsewhere: it asks the holder for it.
 func (d *Daemon) promote(ctx context.Context, key diskKey, disk *image.Disk) error {
-	if key.snapshot != "" {
-		return image.ErrReadOnly
-	}
 	if err := d.peers.Acquire(ctx, key.id); err != nil {
 		return err
 	}

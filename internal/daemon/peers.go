@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
+	"path/filepath"
+	"slices"
 	"time"
+
+	"filippo.io/age"
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
@@ -16,6 +19,8 @@ import (
 	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/image/record"
 	"github.com/sealdisk/sealdisk/internal/exchange"
+	"github.com/sealdisk/sealdisk/internal/handover"
+	"github.com/sealdisk/sealdisk/internal/home"
 	"github.com/sealdisk/sealdisk/transfer"
 	"github.com/sealdisk/sealdisk/transfer/peer"
 )
@@ -25,12 +30,10 @@ const peersPatience = 5 * time.Second
 
 // meetPeers opens the book of peers and makes this host's dealings with them.
 func (d *Daemon) meetPeers(a *anchor.Anchor) (err error) {
-	if d.book, err = peer.OpenBook(d.host.Peers()); err != nil {
-		return err
-	}
+	d.book = peer.NewBook(d.host.Peers())
 	d.peers, err = exchange.New(exchange.Options{
-		Store: d.store, Shared: d.shared, Anchor: a, Key: d.host.Key, Identities: d.host.Identities(), Recipients: d.host.Recipients,
-		Book: d.book, Names: peersNames{d}, Growing: d.growing, SourceTimeout: cmp.Or(d.opts.SourceTimeout, defaultSourceTimeout), Metrics: d.counts, Log: d.log,
+		Store: d.store, Shared: d.shared, Anchor: a, Key: d.host.Key, Identities: d.host.Identities(), Recipients: d.host.Recipients, Admins: d.host.Admins,
+		Book: d.book, Names: peersNames{d}, Growing: d.growing, SourceTimeout: cmp.Or(d.opts.SourceTimeout, defaultSourceTimeout), Guests: d.opts.Guests, Metrics: d.counts, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -39,36 +42,6 @@ func (d *Daemon) meetPeers(a *anchor.Anchor) (err error) {
 	d.peers.Resume(d.opts.Persistent)
 	return nil
 }
-
-// gauges are the metrics that are asked for when somebody looks.
-func (d *Daemon) gauges() {
-	d.counts.Gauge("sealdisk_dirty_bytes", "Bytes that guests wrote and that are in no commit yet.", func() float64 { return float64(d.shared.Dirty()) })
-	of := func(value func(s blockstore.Stats) int64) func() float64 {
-		return func() float64 {
-			s, err := d.store.Stats()
-			if err != nil {
-				return -1
-			}
-			return float64(value(s))
-		}
-	}
-	d.counts.Gauge("sealdisk_objects", "Objects in the store.", of(func(s blockstore.Stats) int64 { return s.Objects }))
-	d.counts.Gauge("sealdisk_live_bytes", "Bytes of the objects in the store.", of(func(s blockstore.Stats) int64 { return s.LiveBytes }))
-	d.counts.Gauge("sealdisk_dead_bytes", "Bytes of deleted objects that are not given back yet.", of(func(s blockstore.Stats) int64 { return s.DeadBytes }))
-	d.counts.Gauge("sealdisk_free_bytes", "Bytes that may still be stored.", of(func(s blockstore.Stats) int64 { return s.FreeBytes }))
-}
-
-// Metrics answers Prometheus on l until ctx ends.
-func (d *Daemon) Metrics(ctx context.Context, l net.Listener) error {
-	srv := &http.Server{Handler: d.counts.Handler(), ReadTimeout: metricsTimeout, WriteTimeout: 2 * metricsTimeout, MaxHeaderBytes: 16 << 10}
-	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
-
-const metricsTimeout = 10 * time.Second
 
 // defaultSourceTimeout is how long a reader waits for what is missing.
 const defaultSourceTimeout = time.Minute
@@ -132,14 +105,49 @@ func (n peersNames) Change(ctx context.Context, id blockstore.ImageID, work func
 	return n.d.with(ctx, diskKey{id: id}, holds, work)
 }
 
-// Alone implements exchange.Names.
-func (n peersNames) Alone(id blockstore.ImageID, work func() error) error {
-	release, err := n.d.disks.claim(diskKey{id: id}, id.String())
+// Yield implements exchange.Names. Who reads the image here reads on.
+func (n peersNames) Yield(ctx context.Context, id blockstore.ImageID, to [32]byte) error {
+	chain, err := lease.Load(n.d.store, id)
 	if err != nil {
 		return err
 	}
-	defer release()
-	return work()
+	if chain.Newest().Holder == to { // it was given before, and the answer was lost
+		n.d.writers.Gone(id, peer.FingerprintOf(to))
+		return nil
+	}
+	return n.d.writers.Yield(id, peer.FingerprintOf(to), func() error {
+		disk, release, err := n.d.disks.acquire(ctx, diskKey{id: id}, holds)
+		if err != nil {
+			return err
+		}
+		if disk.ReadOnly() { // another host's, or it has failed
+			err = n.d.shared.Grant(ctx, id, to)
+		} else {
+			err = disk.Yield(ctx, to)
+		}
+		if rerr := release(context.WithoutCancel(ctx)); rerr != nil && err != nil {
+			err = errors.Join(err, rerr) // given, it stays so: release has told the log
+		}
+		return err
+	})
+}
+
+// Mounted implements exchange.Names.
+func (n peersNames) Mounted(file string) (blockstore.ImageID, error) {
+	dirs, _ := n.d.mounts.dirs()
+	if !slices.Contains(dirs, filepath.Dir(file)) {
+		return blockstore.ImageID{}, fmt.Errorf("it is in no mount of this store: %w", transfer.ErrNoImage)
+	}
+	e, err := n.d.names.find(filepath.Base(file))
+	return e.Image, err
+}
+
+// Gone implements exchange.Names.
+func (n peersNames) Gone(id blockstore.ImageID, to peer.Fingerprint) { n.d.writers.Gone(id, to) }
+
+// Arm implements exchange.Names.
+func (n peersNames) Arm(ids []blockstore.ImageID, to peer.Fingerprint, timeout time.Duration, offer func(ctx context.Context)) (*handover.Armed, error) {
+	return n.d.writers.Arm(ids, to, timeout, offer)
 }
 
 // Changed implements exchange.Names.
@@ -219,13 +227,7 @@ func (d *Daemon) whose(e record.Entry, out *Info) error {
 		return err
 	}
 	holder := peer.FingerprintOf(chain.Newest().Holder)
-	out.Holder = holder.String()
-	if p, err := d.book.Pinned(holder); err == nil {
-		out.HolderName = p.Name
-	}
-	if holder == peer.FingerprintOf(d.host.Key.Public()) {
-		out.HolderName = "this host"
-	}
+	out.Holder, out.HolderName = holder.String(), d.hostName(holder)
 	if s, partial := d.peers.Status(e.Image); partial {
 		out.Missing = &MissingInfo{Came: s.Done, Total: s.Total, Sources: s.Sources, Waited: int64(s.Waited)}
 	}
@@ -317,7 +319,7 @@ func (d *Daemon) pull(ctx context.Context, c *call, r PullRequest) (any, error) 
 		return nil, fail(CodeUsage, "", "no peer is named")
 	}
 	p := exchange.Pull{
-		Peers: r.Peers, Remote: r.Remote, Name: r.Name, NoKeys: r.NoKeys, Follow: r.Follow, Lazy: r.Lazy, Prefetch: !r.NoPrefetch,
+		Peers: r.Peers, Remote: r.Remote, Snapshot: r.Snapshot, Name: r.Name, NoKeys: r.NoKeys, Follow: r.Follow, Lazy: r.Lazy, Prefetch: !r.NoPrefetch,
 		Rollback: blockstore.Sequence(r.Rollback), Bandwidth: r.Bandwidth, Progress: c.progress, Note: c.note,
 	}
 	if r.ID != "" {
@@ -358,10 +360,114 @@ func (d *Daemon) bandwidth(_ context.Context, _ *call, r BandwidthRequest) (any,
 }
 
 func (d *Daemon) push(ctx context.Context, c *call, r PushRequest) (any, error) {
+	if r.Snapshot != "" {
+		if err := checkName("image", r.As); err != nil {
+			return nil, err
+		}
+	}
 	began := time.Now()
-	got, err := d.peers.Push(ctx, exchange.Push{Name: r.Name, Peer: r.Peer, Follow: r.Follow, Bandwidth: r.Bandwidth, Progress: c.progress, Note: c.note})
+	got, err := d.peers.Push(ctx, exchange.Push{Name: r.Name, Snapshot: r.Snapshot, As: r.As, Peer: r.Peer, Follow: r.Follow, Bandwidth: r.Bandwidth, Progress: c.progress, Note: c.note})
 	if err != nil {
 		return nil, fmt.Errorf("push %s: %w", r.Name, err)
 	}
 	return Pushed{Name: got.Name, Wire: got.Wire, Duration: int64(time.Since(began))}, nil
+}
+
+// maxTimeout of a close: QEMU answers nobody meanwhile.
+const maxTimeout = 30 * time.Second
+
+// migrate hands images over to a peer.
+func (d *Daemon) migrate(ctx context.Context, c *call, r MigrateRequest) (any, error) {
+	if len(r.Names) == 0 {
+		return nil, fail(CodeUsage, "", "no image is named")
+	}
+	if time.Duration(r.Timeout) > maxTimeout || r.Timeout < 0 {
+		return nil, fail(CodeUsage, "", "--handover-timeout is at most %v", maxTimeout)
+	}
+	m := exchange.Migration{
+		Names: r.Names, Peer: r.Peer, Lazy: r.Lazy, DryRun: r.DryRun, Bandwidth: r.Bandwidth, Timeout: time.Duration(r.Timeout),
+		Phase: func(name string) { c.note("%s", name) }, Progress: c.progress, Note: c.note,
+	}
+	if r.QMP != "" {
+		m.Guest = &exchange.Guest{Monitor: r.QMP, There: r.PeerQMP, Downtime: time.Duration(r.MaxDowntime)}
+	}
+	if err := d.host.Unlock(); err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	got, err := d.peers.Migrate(ctx, m)
+	if err != nil {
+		return nil, fmt.Errorf("migrate: %w", err)
+	}
+	out := Migrated{
+		Names: r.Names, Peer: r.Peer, Rounds: []MigratedRound{}, Wire: got.Wire, Armed: int64(got.Armed), Offer: int64(got.Offer),
+		Fill: int64(got.Fill), Duration: int64(time.Since(began)),
+	}
+	for _, round := range got.Rounds {
+		out.Rounds = append(out.Rounds, MigratedRound{Bytes: round.Bytes, Duration: int64(round.Took)})
+	}
+	if g := got.Guest; g != nil {
+		out.Guest = &MigratedGuest{Downtime: int64(g.Downtime), Paused: int64(g.Paused), Duration: int64(g.Total), Memory: g.Bytes}
+	}
+	return out, nil
+}
+
+// leases tells who has written an image.
+func (d *Daemon) leases(_ context.Context, _ *call, r NameRequest) (any, error) {
+	e, _, err := d.findWhole(r.Name)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := lease.Load(d.store, e.Image)
+	if err != nil {
+		return nil, err
+	}
+	out := Leases{Name: e.Name, Terms: []LeaseTerm{}}
+	for _, l := range chain {
+		holder := peer.FingerprintOf(l.Holder)
+		t := LeaseTerm{Era: uint64(l.Era), Term: uint64(l.Term), Holder: holder.String(), HolderName: d.hostName(holder)}
+		if l.LastCommit != nil {
+			t.Last = l.LastCommit.String()
+		}
+		out.Terms = append(out.Terms, t)
+	}
+	return out, nil
+}
+
+// hostName is what a host is called here; "" if it is not known.
+func (d *Daemon) hostName(key peer.Fingerprint) string {
+	if key == peer.FingerprintOf(d.host.Key.Public()) {
+		return "this host"
+	}
+	if p, err := d.book.Pinned(key); err == nil {
+		return p.Name
+	}
+	return ""
+}
+
+// takeLease makes this host the one that writes an image, without asking the one that does.
+func (d *Daemon) takeLease(ctx context.Context, _ *call, r TakeLeaseRequest) (any, error) {
+	e, key, err := d.findWhole(r.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.host.Unlock(); err != nil {
+		return nil, err
+	}
+	var admins []age.Identity
+	if r.Identity != "" {
+		if admins, err = home.ReadIdentities(r.Identity); err != nil {
+			return nil, err
+		}
+	}
+	err = d.peers.TakeLease(ctx, e.Image, func() error { return d.shared.TakeLease(ctx, e.Image, admins...) })
+	if errors.Is(err, crypto.ErrNoIdentity) {
+		return nil, fail(CodeNoKey, "--identity FILE names the identity of one of its admins", "this host is no admin of %s: %w", e.Name, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.log.Warn("the lease was taken by force", "image", e.Name)
+	d.changed(key, e.Name)
+	return d.leases(ctx, nil, NameRequest{Name: r.Name})
 }

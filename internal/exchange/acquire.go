@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -52,30 +53,92 @@ func (x *Exchange) Acquire(ctx context.Context, id blockstore.ImageID) error {
 	return nil
 }
 
-// takeLease brings the newest state first, so that little is left to come once the lease
-// is given.
+// takeLease takes the lease over a connection by which the image comes, if there is one, else
+// over one of its own: also if the answer was lost, for it is the same when asked again.
 func (x *Exchange) takeLease(ctx context.Context, p peer.Peer, id blockstore.ImageID) error {
+	if err := x.Growing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer x.Growing.Release(1)
+	in := x.coming(id)
+	if in != nil && in.client.Conn.Peer.Key == p.Key {
+		err := x.askComing(ctx, in, id)
+		if err == nil {
+			in.took()
+		}
+		if err == nil || !lostPeer(err) && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		x.Log.Warn("the lease is asked for again", "image", id.String(), "err", err)
+	}
+	err := x.askLease(ctx, p, id)
+	if err == nil && in != nil {
+		in.took()
+	}
+	return err
+}
+
+// askPatience is how long a connection that was there before may take to answer: it may be dead.
+const askPatience = 10 * time.Second
+
+// askComing asks for the lease over the connection by which the image comes.
+func (x *Exchange) askComing(ctx context.Context, in *coming, id blockstore.ImageID) error {
+	asking, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	d, err := in.client.Lease(asking, id)
+	if err != nil {
+		return err
+	}
+	return x.bring(ctx, in.client, id, d)
+}
+
+// tell has the holder receive the state here: it does not know yet that it is the holder,
+// because the answer to it was lost.
+func (x *Exchange) tell(ctx context.Context, p peer.Peer, id blockstore.ImageID) error {
+	e, err := x.Names.Lookup(id.String())
+	if err != nil {
+		return err
+	}
+	conn, err := x.dial(ctx, p, peer.Reverse)
+	if err != nil {
+		return err
+	}
+	return x.server.Push(ctx, conn, transfer.Offer{Version: transfer.Version, Image: id, Name: e.Name}, nil)
+}
+
+// askLease dials the holder, and brings the newest state first, so that little is left to
+// come once the lease is given.
+func (x *Exchange) askLease(ctx context.Context, p peer.Peer, id blockstore.ImageID) error {
 	conn, err := x.dial(ctx, p, peer.Forward)
 	if err != nil {
 		return err
 	}
 	c := transfer.NewClient(conn)
 	defer c.Close()
-	if err := x.Growing.Acquire(ctx, 1); err != nil {
-		return err
+	for range 2 {
+		d, err := c.Describe(ctx, id.String(), blockstore.CommitID{})
+		if err == nil {
+			err = x.bring(ctx, c, id, d)
+		}
+		if mine, herr := x.holds(id); herr != nil || mine { // it was given before
+			return herr
+		}
+		if err == nil {
+			if d, err = c.Lease(ctx, id); err == nil {
+				err = x.bring(ctx, c, id, d)
+			}
+		}
+		if mine, herr := x.holds(id); herr != nil || mine {
+			return errors.Join(herr, err)
+		}
+		if err != nil && !errors.Is(err, lease.ErrSuperseded) {
+			return err
+		}
+		if err := x.tell(ctx, p, id); err != nil {
+			return fmt.Errorf("it does not know yet that it has it: %w", err)
+		}
 	}
-	defer x.Growing.Release(1)
-	d, err := c.Describe(ctx, id.String(), blockstore.CommitID{})
-	if err != nil {
-		return err
-	}
-	if err := x.bring(ctx, c, id, d); err != nil {
-		return err
-	}
-	if d, err = c.Lease(ctx, id); err != nil {
-		return err
-	}
-	return x.bring(ctx, c, id, d)
+	return errors.New("it does not know that it has it")
 }
 
 // bring makes what a peer describes the state of an image that is here, whole if it is so now.
@@ -84,20 +147,24 @@ func (x *Exchange) bring(ctx context.Context, c *transfer.Client, id blockstore.
 	if x.Partial(id) {
 		receive = x.receiver(nil).Begin
 	}
-	if _, err := receive(ctx, d, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id, Install: x.unwritten(id, nil)}); err != nil {
+	if _, err := receive(ctx, d, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id, Install: x.unwritten(ctx, d, nil)}); err != nil {
 		return err
 	}
 	return x.arrived(ctx, id)
 }
 
-// unwritten runs an installation while nobody here writes the image; around may be nil.
-func (x *Exchange) unwritten(id blockstore.ImageID, around func(install func() error) error) func(install func() error) error {
+// unwritten runs an installation of what d describes while nobody here writes the image, and
+// keeps what would be lost by it; around may be nil.
+func (x *Exchange) unwritten(ctx context.Context, d *transfer.Description, around func(install func() error) error) func(install func() error) error {
 	return func(install func() error) error {
-		release, err := x.Shared.Unwritten(id)
+		release, err := x.Shared.Unwritten(d.Image)
 		if err != nil {
 			return err
 		}
 		defer release()
+		if err := x.keepLost(ctx, d); err != nil {
+			return err
+		}
 		if around == nil {
 			return install()
 		}
@@ -116,7 +183,7 @@ func (x *Exchange) arrived(ctx context.Context, id blockstore.ImageID) error {
 func (x *Exchange) receiver(from *peer.Peer) *transfer.Receiver {
 	return &transfer.Receiver{
 		Store: x.Store, Anchor: x.Anchor, Log: x.Log,
-		Reserve: func(n int64) (func(), error) { return x.reserve(n, from) },
+		Reserve: func(n int64) (func(int64), error) { return x.reserve(n, from) },
 		Account: x.account(from),
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/internal/handover"
 	"github.com/sealdisk/sealdisk/internal/metrics"
 	"github.com/sealdisk/sealdisk/transfer"
 	"github.com/sealdisk/sealdisk/transfer/peer"
@@ -42,8 +43,14 @@ type Names interface {
 	Relabel(ctx context.Context, id blockstore.ImageID, labels map[string]string) error
 	// Change runs work on the image, which this host may write.
 	Change(ctx context.Context, id blockstore.ImageID, work func(*image.Disk) error) error
-	// Alone runs work while nobody here has the image open ([image.ErrInUse]).
-	Alone(id blockstore.ImageID, work func() error) error
+	// Yield gives the lease of an image to a host while nobody here writes it ([image.ErrInUse]).
+	Yield(ctx context.Context, id blockstore.ImageID, to [32]byte) error
+	// Mounted gives the image that a file of a mount of this host shows.
+	Mounted(file string) (blockstore.ImageID, error)
+	// Gone notes that the lease of an armed image has gone already.
+	Gone(id blockstore.ImageID, to peer.Fingerprint)
+	// Arm lets images go to a host as soon as nobody here writes any of them any more.
+	Arm(ids []blockstore.ImageID, to peer.Fingerprint, timeout time.Duration, offer func(ctx context.Context)) (*handover.Armed, error)
 	// Changed makes mounts and listings see the new head of an image.
 	Changed(id blockstore.ImageID)
 }
@@ -56,6 +63,7 @@ type Options struct {
 	Key        crypto.HostKey
 	Identities []age.Identity
 	Recipients []string // this host's own
+	Admins     []string // who gets the image keys of images that are made here
 	Book       *peer.Book
 	Names      Names
 	// Growing is held once while objects are brought or lent that nothing may refer to:
@@ -63,8 +71,10 @@ type Options struct {
 	Growing *semaphore.Weighted
 	// SourceTimeout is how long a reader waits for what is missing.
 	SourceTimeout time.Duration
-	Metrics       *metrics.Set
-	Log           *slog.Logger
+	// Guests is the folder of the monitors of those QEMUs that peers may move guests to; "": none.
+	Guests  string
+	Metrics *metrics.Set
+	Log     *slog.Logger
 }
 
 // Exchange is a host's dealings with its peers. Safe for concurrent use.
@@ -83,6 +93,8 @@ type Exchange struct {
 	rates    map[peer.Fingerprint]*peer.Rate
 	bounds   map[string]map[*peer.Rate]struct{} // of pulls and pushes that run, by the image's name here
 	partials map[blockstore.ImageID]*partial
+	comings  map[blockstore.ImageID]*coming
+	leaving  map[blockstore.ImageID]bool // migrations of this host
 }
 
 // New makes the exchange of a host. It ends with Close.
@@ -91,7 +103,7 @@ func New(o Options) (*Exchange, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &Exchange{Options: o, endpoint: endpoint, busy: map[blockstore.ImageID]chan struct{}{}, brought: map[peer.Fingerprint]int64{}, rates: map[peer.Fingerprint]*peer.Rate{}, bounds: map[string]map[*peer.Rate]struct{}{}, partials: map[blockstore.ImageID]*partial{}}
+	x := &Exchange{Options: o, endpoint: endpoint, busy: map[blockstore.ImageID]chan struct{}{}, brought: map[peer.Fingerprint]int64{}, rates: map[peer.Fingerprint]*peer.Rate{}, bounds: map[string]map[*peer.Rate]struct{}{}, partials: map[blockstore.ImageID]*partial{}, comings: map[blockstore.ImageID]*coming{}, leaving: map[blockstore.ImageID]bool{}}
 	x.life, x.end = context.WithCancel(context.Background())
 	x.server = transfer.NewServer(o.Store, x, o.Metrics.Refused, o.Log)
 	return x, nil
@@ -103,15 +115,18 @@ func (x *Exchange) Listen(ctx context.Context, l net.Listener) error {
 		x.meter(c)
 		c.Bound(x.rate(c.Peer))
 		answer := x.server.Handle
-		if c.Protocol == peer.Reverse {
+		if c.Protocol != peer.Forward {
 			answer = x.server.Admit
 		}
 		if err := answer(c); err != nil {
 			x.Log.Warn("a peer was turned away", "peer", c.Peer.Name, "err", err)
 			return
 		}
-		if c.Protocol == peer.Reverse {
+		switch c.Protocol {
+		case peer.Reverse:
 			x.running.Go(func() { x.receivePush(x.life, c) })
+		case peer.Tunnel:
+			x.running.Go(func() { x.receiveGuest(x.life, c) })
 		}
 	})
 }
@@ -233,7 +248,7 @@ func (x *Exchange) Collected() {
 
 // reserve sets bytes aside of what is free and of what a peer may bring; nil: this host
 // has asked for them itself.
-func (x *Exchange) reserve(n int64, from *peer.Peer) (release func(), err error) {
+func (x *Exchange) reserve(n int64, from *peer.Peer) (release func(n int64), err error) {
 	free, _, err := x.Store.Free()
 	if err != nil {
 		return nil, err
@@ -253,11 +268,29 @@ func (x *Exchange) reserve(n int64, from *peer.Peer) (release func(), err error)
 		return nil, fmt.Errorf("%d bytes are to come, %d are free and %d of them set aside: %w", n, free, x.reserved, blockstore.ErrNoSpace)
 	}
 	x.reserved += n
-	return func() {
+	return func(n int64) {
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		x.reserved -= n
 	}, nil
+}
+
+// mayBring says whether a peer may bring all that d describes, for when it comes later.
+func (x *Exchange) mayBring(d *transfer.Description, from *peer.Peer) error {
+	if from == nil {
+		return nil
+	}
+	c, err := blockstore.ParseCommit(d.Head)
+	if err != nil || c.Root == nil {
+		return err
+	}
+	n := int64(c.Root.Subtree)
+	release, err := x.reserve(n, from)
+	if err != nil {
+		return err
+	}
+	release(n)
+	return nil
 }
 
 // broughtBy sums up the images that a peer has brought, in sealed bytes of their heads.

@@ -200,7 +200,10 @@ func (p *partial) goOver(ctx context.Context, d *transfer.Description, clients [
 	if theirs.Position().Compare(ours.Position()) < 0 {
 		return nil // this host, or another, has written since
 	}
-	if _, err := p.x.receiver(nil).Begin(ctx, d, clients, transfer.ReceiveOptions{Image: p.id, Install: p.x.unwritten(p.id, nil)}); err != nil {
+	if err := p.x.settleLost(ctx, d); err != nil {
+		return err
+	}
+	if _, err := p.x.receiver(nil).Begin(ctx, d, clients, transfer.ReceiveOptions{Image: p.id, Install: p.x.unwritten(ctx, d, nil)}); err != nil {
 		return err
 	}
 	return p.x.arrived(ctx, p.id)

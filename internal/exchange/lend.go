@@ -34,7 +34,7 @@ func (x *Exchange) Find(p peer.Peer, ref string, least peer.Role) (blockstore.Im
 	if err != nil {
 		return blockstore.ImageID{}, err
 	}
-	switch role := p.Role(e.Image.String(), e.Name); {
+	switch role := role(p, e); {
 	case rank(role) >= rank(least):
 		return e.Image, nil
 	case rank(role) >= rank(peer.Replica):
@@ -64,12 +64,12 @@ const lendPatience = 20 * time.Second
 // Changed implements transfer.Images.
 func (x *Exchange) Changed(id blockstore.ImageID) <-chan struct{} { return x.Shared.Changed(id) }
 
-// Grant implements transfer.Images. Nobody here may have the image open.
+// Grant implements transfer.Images. Nobody here may have the image open for writing.
 func (x *Exchange) Grant(ctx context.Context, p peer.Peer, public [32]byte, id blockstore.ImageID) error {
 	if x.Partial(id) {
 		return fmt.Errorf("%w: the image is not whole there", transfer.ErrRefused)
 	}
-	err := x.Names.Alone(id, func() error { return x.Shared.Grant(ctx, id, public) })
+	err := x.Names.Yield(ctx, id, public)
 	switch {
 	case errors.Is(err, image.ErrInUse):
 		return fmt.Errorf("%w: the image is in use there", transfer.ErrRefused)
@@ -113,6 +113,14 @@ func (x *Exchange) AddRecipients(ctx context.Context, p peer.Peer, id blockstore
 			return now, nil
 		})
 	})
+	if err == nil {
+		x.Log.Warn("a peer became a recipient", "peer", p.Name, "image", id.String())
+	}
+	return changeRefused(err)
+}
+
+// changeRefused tells a peer why an image cannot be changed here.
+func changeRefused(err error) error {
 	switch {
 	case errors.Is(err, image.ErrReadOnly), errors.Is(err, image.ErrNotHolder):
 		return fmt.Errorf("%w: another host holds the lease of the image; ask that one", transfer.ErrRefused)
@@ -120,8 +128,6 @@ func (x *Exchange) AddRecipients(ctx context.Context, p peer.Peer, id blockstore
 		return fmt.Errorf("%w: the image is busy there, try again", transfer.ErrRefused)
 	case errors.Is(err, crypto.ErrNoIdentity):
 		return fmt.Errorf("%w: this host has no keys of the image; ask one that has", transfer.ErrRefused)
-	case err == nil:
-		x.Log.Warn("a peer became a recipient", "peer", p.Name, "image", id.String())
 	}
 	return err
 }

@@ -33,6 +33,7 @@ const (
 type Pull struct {
 	Peers     []string // the first tells what there is; all are asked for objects
 	Remote    string   // name or id there
+	Snapshot  string   // bring this snapshot alone, as an image of this host's own; "": the image
 	Name      string   // here
 	Image     blockstore.ImageID
 	NoKeys    bool
@@ -114,6 +115,10 @@ func (x *Exchange) pull(ctx context.Context, p Pull, rate *peer.Rate) (Pulled, e
 	j := &job{x: x, clients: clients, remote: p.Remote, name: p.Name, image: p.Image, keys: keys, lazy: p.Lazy, prefetch: p.Prefetch, rollback: p.Rollback, progress: p.Progress}
 	var out Pulled
 	for {
+		if p.Snapshot != "" {
+			out, err = j.clone(ctx, p.Snapshot)
+			break
+		}
 		if out, err = j.run(ctx); err == nil && !p.Lazy { // it may have been partial, and unchanged
 			err = x.Fill(ctx, out.Image, true, p.Progress)
 		}
@@ -276,13 +281,19 @@ func (j *job) entered(ctx context.Context, d *transfer.Description, have record.
 // to be filled later is known as such before that.
 func (j *job) receive(ctx context.Context, d *transfer.Description, id blockstore.ImageID, have record.Entry, known, noKeys bool) (Pulled, error) {
 	list := func() error { return j.list(ctx, have, known, id, noKeys) }
+	if err := j.x.settleLost(ctx, d); err != nil {
+		return Pulled{}, err
+	}
 	bring := j.x.receiver(j.from).Receive
 	if j.lazy {
 		bring = j.x.receiver(j.from).Begin
+		if err := j.x.mayBring(d, j.from); err != nil {
+			return Pulled{}, err
+		}
 	}
 	got, err := bring(ctx, d, j.clients, transfer.ReceiveOptions{
 		Image: id, Rollback: j.rollback, Progress: j.progress,
-		Install: j.x.unwritten(id, func(install func() error) error {
+		Install: j.x.unwritten(ctx, d, func(install func() error) error {
 			if known && j.lazy {
 				if err := list(); err != nil {
 					return err

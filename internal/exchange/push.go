@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/transfer"
 	"github.com/sealdisk/sealdisk/transfer/peer"
@@ -15,6 +16,8 @@ import (
 // Push is what to have a peer pull.
 type Push struct {
 	Name      string
+	Snapshot  string // the only state to bring, as an image of its own; "": the image
+	As        string // the name of that image
 	Peer      string
 	Follow    bool
 	Bandwidth int64 // bytes per second; 0: no bound
@@ -45,13 +48,20 @@ func (x *Exchange) Push(ctx context.Context, p Push) (Pushed, error) {
 	if err != nil {
 		return Pushed{}, err
 	}
-	if rank(to.Role(e.Image.String(), e.Name)) < rank(peer.Replica) {
+	least := peer.Replica
+	if p.Snapshot != "" { // its keys are needed to make an image of it
+		least = peer.Host
+	}
+	if rank(role(to, e)) < rank(least) {
 		return Pushed{}, fmt.Errorf("peer %s may not have %s: %w", to.Name, e.Name, ErrNotAllowed)
 	}
 	rate, done := x.bound(e.Name, p.Bandwidth)
 	defer done()
 	out := Pushed{Name: e.Name}
 	offer := transfer.Offer{Version: transfer.Version, Image: e.Image, Name: e.Name, Follow: p.Follow}
+	if p.Snapshot != "" {
+		offer.Name, offer.Snapshot = p.As, p.Snapshot
+	}
 	err = persist(ctx, p.Follow, p.Note, func() error {
 		conn, err := x.dial(ctx, to, peer.Reverse)
 		if err != nil {
@@ -107,6 +117,8 @@ func tellable(err error) string {
 		{blockstore.ErrFormat, "a format that is not known there"},
 		{image.ErrRolledBack, "older than what has been seen there"},
 		{image.ErrFork, "another history than the one that is there"},
+		{image.ErrNoSnapshot, "there is no such snapshot"},
+		{crypto.ErrNoIdentity, "that host has no keys of the image"},
 		{image.ErrExists, "another image has the name"},
 		{image.ErrInUse, "that host writes the image, or it is busy"},
 	} {
@@ -137,12 +149,22 @@ func (x *Exchange) acceptOffer(ctx context.Context, c *transfer.Client, o *trans
 			}
 		}
 	}
+	if o.Handover && o.Check {
+		return x.checkHandover(ctx, c, o)
+	}
+	if o.Handover {
+		return x.receiveHandover(ctx, c, o, progress)
+	}
 	for {
 		j, err := x.offered(c, o)
 		if err != nil {
 			return err
 		}
 		j.progress = progress
+		if o.Snapshot != "" {
+			_, err := j.clone(ctx, o.Snapshot)
+			return err
+		}
 		got, err := j.run(ctx)
 		if err != nil || !o.Follow {
 			return err
@@ -164,12 +186,16 @@ func (x *Exchange) offered(c *transfer.Client, o *transfer.Offer) (*job, error) 
 	if err != nil {
 		return nil, err
 	}
-	name := o.Name
-	if e, err := x.Names.Lookup(o.Image.String()); err == nil {
-		name = e.Name // it has another name here
+	e, err := x.Names.Lookup(o.Image.String())
+	if err != nil || o.Snapshot != "" { // else it may have another name here
+		e.Image, e.Name = o.Image, o.Name
 	}
-	if rank(from.Role(o.Image.String(), name)) < rank(peer.Replica) {
-		return nil, fmt.Errorf("peer %s, %s: %w", from.Name, name, errNotBring)
+	may := rank(role(from, e))
+	if o.Snapshot != "" { // becomes an image of another id
+		may = min(may, rank(from.Role("", o.Name)))
 	}
-	return &job{x: x, clients: []*transfer.Client{c}, remote: o.Image.String(), name: name, image: o.Image, keys: keysIfAllowed, from: &from}, nil
+	if may < rank(peer.Replica) {
+		return nil, fmt.Errorf("peer %s, %s: %w", from.Name, e.Name, errNotBring)
+	}
+	return &job{x: x, clients: []*transfer.Client{c}, remote: o.Image.String(), name: e.Name, image: o.Image, keys: keysIfAllowed, from: &from}, nil
 }

@@ -308,3 +308,8 @@ func (l *lazyIdentity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 
 // Format keeps what is behind from being printed.
 func (l *lazyIdentity) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "redacted") }
+
+// ReadIdentities reads identities from a file that is not a host's; none may need a passphrase.
+func ReadIdentities(path string) ([]age.Identity, error) {
+	return (&lazyIdentity{path: path}).load()
+}

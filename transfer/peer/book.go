@@ -149,13 +149,9 @@ type stamp struct {
 // maxBook bounds the file, in bytes.
 const maxBook = 4 << 20
 
-// OpenBook opens the book at path; it need not be there yet.
-func OpenBook(path string) (*Book, error) {
-	b := &Book{path: path}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b, b.refreshLocked()
-}
+// NewBook gives the book at path, which need not be there yet. A broken one is an error of
+// each question.
+func NewBook(path string) *Book { return &Book{path: path} }
 
 type bookFile struct {
 	Peers []Peer `json:"peers"`

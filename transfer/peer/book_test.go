@@ -9,11 +9,7 @@ import (
 
 func newBook(t *testing.T) *Book {
 	t.Helper()
-	b, err := OpenBook(filepath.Join(t.TempDir(), "peers"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return NewBook(filepath.Join(t.TempDir(), "peers"))
 }
 
 func TestBook(t *testing.T) {
@@ -36,10 +32,7 @@ func TestBook(t *testing.T) {
 	if err := b.Update("backup", func(p *Peer) { p.Roles["vm"] = Replica }); err != nil {
 		t.Fatal(err)
 	}
-	again, err := OpenBook(b.path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := NewBook(b.path)
 	got, err := again.Pinned(Fingerprint{1})
 	if err != nil || got.Name != "backup" || got.Role("", "vm") != Replica || got.Role("", "other") != None {
 		t.Errorf("%+v, %v", got, err)

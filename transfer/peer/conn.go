@@ -53,7 +53,7 @@ type Conn struct {
 	net.Conn
 	Peer     Peer
 	Public   [32]byte // the peer's host key
-	Protocol string   // Forward or Reverse
+	Protocol string   // Forward, Reverse or Tunnel
 	rates    []*Rate
 	meter    func(in, out int)
 	closed   context.Context

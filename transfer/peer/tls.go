@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/sealdisk/sealdisk/crypto"
@@ -19,7 +20,10 @@ import (
 const (
 	Forward = "sealdisk/1"         // who dialled asks
 	Reverse = "sealdisk/1 reverse" // who dialled answers
+	Tunnel  = "sealdisk/1 tunnel"  // a stream
 )
+
+var protocols = []string{Forward, Reverse, Tunnel}
 
 // ErrNotPinned: the other side's key is not the one that was pinned, or is no peer's.
 var ErrNotPinned = errors.New("the key is not pinned")
@@ -66,7 +70,7 @@ func (e *Endpoint) config(check func(Fingerprint) error) *tls.Config {
 			if err != nil {
 				return err
 			}
-			if cs.NegotiatedProtocol != Forward && cs.NegotiatedProtocol != Reverse {
+			if !slices.Contains(protocols, cs.NegotiatedProtocol) {
 				return fmt.Errorf("peer: it speaks %q: %w", cs.NegotiatedProtocol, ErrInvalid)
 			}
 			return check(FingerprintOf(public))
@@ -86,7 +90,7 @@ func publicOf(cs tls.ConnectionState) ([32]byte, error) {
 	return [32]byte(public), nil
 }
 
-// Dial connects to a peer, to ask ([Forward]) or to answer ([Reverse]).
+// Dial connects to a peer, to ask ([Forward]), to answer ([Reverse]) or for a stream ([Tunnel]).
 func (e *Endpoint) Dial(ctx context.Context, p Peer, protocol string) (*Conn, error) {
 	if p.Address == "" {
 		return nil, fmt.Errorf("peer %s: %w: it has no address", p.Name, ErrInvalid)
@@ -118,7 +122,7 @@ func (e *Endpoint) Accept(ctx context.Context, raw net.Conn) (*Conn, error) {
 		}
 		return nil
 	})
-	config.NextProtos = []string{Forward, Reverse}
+	config.NextProtos = protocols
 	conn, err := handshake(ctx, tls.Server(raw, config))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("peer: handshake with %v: %w", raw.RemoteAddr(), err), ignoreClosed(raw.Close()))

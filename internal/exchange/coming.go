@@ -1,0 +1,211 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/lease"
+	"github.com/sealdisk/sealdisk/transfer"
+	"github.com/sealdisk/sealdisk/transfer/peer"
+)
+
+// coming is an image that is being handed over to this host by the holder of its lease.
+type coming struct {
+	client *transfer.Client // to the holder
+	taken  chan struct{}    // closed when this host has the lease
+	took   func()           // closes it
+	guest  atomic.Bool      // a guest has come, or is coming, with it
+}
+
+// expect makes it known that an image comes over a connection, until end.
+func (x *Exchange) expect(id blockstore.ImageID, c *transfer.Client) (in *coming, end func(), err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if old := x.comings[id]; old != nil {
+		if old.client.Conn.Peer.Key != c.Conn.Peer.Key {
+			return nil, nil, fmt.Errorf("image %v is being handed over already: %w", id, image.ErrInUse)
+		}
+		_ = old.client.Close() // it begins anew: the connection before is dead
+	}
+	in = &coming{client: c, taken: make(chan struct{})}
+	in.took = sync.OnceFunc(func() { close(in.taken) })
+	x.comings[id] = in
+	return in, sync.OnceFunc(func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if x.comings[id] == in {
+			delete(x.comings, id)
+		}
+	}), nil
+}
+
+// coming gives the handover of an image to this host; nil: there is none.
+func (x *Exchange) coming(id blockstore.ImageID) *coming {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.comings[id]
+}
+
+// acceptHandover checks that who offers to hand an image over is a host of it, and holds its lease.
+func (x *Exchange) acceptHandover(ctx context.Context, c *transfer.Client, o *transfer.Offer) (*transfer.Description, *blockstore.CommitPublic, error) {
+	from, err := x.Book.Pinned(c.Conn.Peer.Key)
+	if err != nil {
+		return nil, nil, err
+	}
+	e, err := x.Names.Lookup(o.Image.String())
+	if err != nil {
+		e.Image, e.Name = o.Image, o.Name
+	}
+	if rank(role(from, e)) < rank(peer.Host) {
+		return nil, nil, fmt.Errorf("peer %s, %s: %w", from.Name, e.Name, errNotBring)
+	}
+	d, err := c.Describe(ctx, o.Image.String(), blockstore.CommitID{})
+	if err != nil {
+		return nil, nil, err
+	}
+	chain, head, err := x.receiver(&from).Check(d, transfer.ReceiveOptions{Image: o.Image})
+	if err != nil {
+		return nil, nil, err
+	}
+	if chain.Newest().Holder != c.Conn.Public {
+		return nil, nil, fmt.Errorf("peer %s does not hold the lease of %s: %w", from.Name, e.Name, errNotBring)
+	}
+	return d, head, nil
+}
+
+// Bounds on what a peer can keep this host busy with.
+const (
+	followRate  = 10 // states per second
+	followBurst = 20
+	tookPause   = 10 * time.Second
+)
+
+// receiveHandover stays in step with an image until this host has its lease, which whoever
+// opens the image for writing asks for, and then until all of it is here.
+func (x *Exchange) receiveHandover(ctx context.Context, c *transfer.Client, o *transfer.Offer, progress func(done, total int64)) error {
+	if _, _, err := x.acceptHandover(ctx, c, o); err != nil {
+		return err
+	}
+	in, end, err := x.expect(o.Image, c)
+	if err != nil {
+		return err
+	}
+	defer end()
+	untaken, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-in.taken:
+		case <-c.Conn.Done():
+		case <-untaken.Done():
+		}
+		cancel()
+	}()
+	limit := rate.NewLimiter(followRate, followBurst)
+	for {
+		err := x.follow(untaken, c, o, progress)
+		if err == nil {
+			err = limit.Wait(untaken)
+		}
+		if x.taken(ctx, in, o.Image, err) {
+			end()
+			return x.Fill(ctx, o.Image, true, progress)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// taken tells whether this host has the lease; after an error it may be about to.
+func (x *Exchange) taken(ctx context.Context, in *coming, id blockstore.ImageID, err error) bool {
+	select {
+	case <-in.taken:
+		return true
+	default:
+	}
+	if err == nil {
+		return false
+	}
+	if mine, lerr := x.holds(id); lerr != nil || !mine {
+		return false
+	}
+	select {
+	case <-in.taken:
+		return true
+	case <-time.After(tookPause):
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// checkHandover finds what would keep an image from coming.
+func (x *Exchange) checkHandover(ctx context.Context, c *transfer.Client, o *transfer.Offer) error {
+	d, head, err := x.acceptHandover(ctx, c, o)
+	if err != nil {
+		return err
+	}
+	j, err := x.offered(c, o)
+	if err != nil {
+		return err
+	}
+	have, known, release, err := j.local()
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := j.checkImage(d, have, known); err != nil {
+		return err
+	}
+	if known || head.Root == nil { // what a known image lacks is not known yet
+		return nil
+	}
+	n := int64(head.Root.Subtree)
+	unreserve, err := x.reserve(n, j.from)
+	if err != nil {
+		return err
+	}
+	unreserve(n)
+	return nil
+}
+
+// follow brings the newest state, says so, and waits for the next.
+func (x *Exchange) follow(ctx context.Context, c *transfer.Client, o *transfer.Offer, progress func(done, total int64)) error {
+	j, err := x.offered(c, o)
+	if err != nil {
+		return err
+	}
+	j.keys, j.lazy, j.prefetch, j.progress = keysWanted, o.Lazy, true, progress
+	got, err := j.run(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.Report(ctx, transfer.Report{State: transfer.At, Sequence: got.Position.Sequence}); err != nil {
+		return err
+	}
+	return j.wait(ctx, got.Image)
+}
+
+// holds tells whether this host has the lease of an image.
+func (x *Exchange) holds(id blockstore.ImageID) (bool, error) {
+	chain, err := lease.Load(x.Store, id)
+	if err != nil {
+		return false, ignoreAbsent(err)
+	}
+	return chain.Newest().Holder == x.Key.Public(), nil
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, blockstore.ErrNotFound) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,479 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/lease"
+	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/internal/handover"
+	"github.com/sealdisk/sealdisk/transfer"
+	"github.com/sealdisk/sealdisk/transfer/peer"
+	"github.com/sealdisk/sealdisk/transfer/qemu"
+)
+
+// Migration is what to hand over, and to whom.
+type Migration struct {
+	Names     []string // that go together: the disks of one guest
+	Peer      string
+	Lazy      bool // the map first, the data after the handover
+	DryRun    bool // only find what would keep it from being done
+	Bandwidth int64
+	// Timeout bounds how long the close of the last writing handle waits for the destination.
+	Timeout  time.Duration
+	Guest    *Guest // moves too; nil: somebody else moves it
+	Phase    func(name string)
+	Progress func(done, total int64)
+	Note     func(format string, args ...any)
+}
+
+// Phases of a migration, in order.
+const (
+	PhasePrepare  = "prepare"
+	PhaseCopy     = "copy"
+	PhaseArmed    = "armed"
+	PhaseHandover = "handover"
+	PhaseFill     = "fill"
+)
+
+// Round is one round of copying.
+type Round struct {
+	Bytes int64 // over the network
+	Took  time.Duration
+}
+
+// Migrated says how it went.
+type Migrated struct {
+	Rounds []Round
+	Wire   int64         // bytes over the network, all of it
+	Offer  time.Duration // that the last close waited, and with it the guest
+	Armed  time.Duration // from arming to the handover
+	Fill   time.Duration // from the handover until all is there
+	Guest  *qemu.Report  // what QEMU says; nil: somebody else moved it
+}
+
+// Moving is a migration under way.
+type Moving struct {
+	x     *Exchange
+	m     Migration
+	to    peer.Peer
+	disks []*moving
+	lost  chan struct{} // closed when one of the pushes failed
+	fail  func()        // closes it
+
+	mu  sync.Mutex // guards out
+	out Migrated
+}
+
+// moving is one of its images.
+type moving struct {
+	entry record.Entry
+	conn  *peer.Conn
+	ended chan struct{} // closed when its push has ended
+	err   error         // why; valid then
+
+	mu      sync.Mutex
+	at      blockstore.Sequence // that the destination has
+	total   int64               // bytes that are to come, of the pull that runs
+	done    int64
+	changed chan struct{} // closed and replaced when at has grown
+}
+
+// Limits of copy rounds.
+const (
+	maxRounds   = 20
+	shortRound  = 300 * time.Millisecond // short enough for the handover
+	shrinks     = 0.8                    // a round that takes more than this of the one before does not shrink
+	defaultWait = 5 * time.Second        // of Migration.Timeout
+)
+
+// Migrate copies images to a peer, round by round, arms their handover, and returns when
+// their leases and all of their data are there. If ctx ends before the handover everything
+// stays as it was.
+func (x *Exchange) Migrate(ctx context.Context, m Migration) (Migrated, error) {
+	defer x.Metrics.Running("migrations")()
+	mv, err := x.newMoving(m)
+	if err != nil {
+		return Migrated{}, err
+	}
+	done, err := x.leave(mv.disks)
+	if err != nil {
+		return Migrated{}, err
+	}
+	defer done()
+	if err := x.Growing.Acquire(ctx, 1); err != nil { // the collector waits: a claim must not
+		return Migrated{}, err
+	}
+	defer x.Growing.Release(1)
+	err = mv.run(ctx)
+	mv.mu.Lock()
+	defer mv.mu.Unlock()
+	return mv.out, err
+}
+
+func (mv *Moving) run(ctx context.Context) error {
+	mv.m.Phase(PhasePrepare)
+	if mv.m.Guest != nil {
+		if err := mv.checkGuest(ctx); err != nil {
+			return err
+		}
+	}
+	done, err := mv.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if mv.m.DryRun {
+		return mv.whole()
+	}
+	mv.m.Phase(PhaseCopy)
+	if err := mv.rounds(ctx); err != nil && !mv.gone() { // somebody may have opened them there meanwhile
+		return err
+	}
+	guest, err := mv.handOver(ctx)
+	if err != nil {
+		return err
+	}
+	mv.m.Phase(PhaseFill)
+	began := time.Now()
+	if err := mv.whole(); err != nil { // what is missing comes when both hosts are up
+		return errors.Join(guest, fmt.Errorf("the disks are %s's now, and not whole there yet: %w", mv.to.Name, err))
+	}
+	if guest != nil {
+		return fmt.Errorf("the disks are %s's now, but of the guest QEMU says: %w", mv.to.Name, guest)
+	}
+	mv.mu.Lock()
+	defer mv.mu.Unlock()
+	mv.out.Fill, mv.out.Wire = time.Since(began), mv.sent()
+	return nil
+}
+
+// whole returns when the destination says that it needs nothing more.
+func (mv *Moving) whole() error {
+	for _, d := range mv.disks {
+		<-d.ended
+		if d.err != nil {
+			return fmt.Errorf("%s: %w", d.entry.Name, d.err)
+		}
+	}
+	return nil
+}
+
+// leave notes that images are on their way to another host, until done.
+func (x *Exchange) leave(disks []*moving) (done func(), err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for i, d := range disks {
+		again := slices.ContainsFunc(disks[:i], func(o *moving) bool { return o.entry.Image == d.entry.Image })
+		if x.leaving[d.entry.Image] || again {
+			return nil, fmt.Errorf("%s: another migration is under way: %w", d.entry.Name, image.ErrInUse)
+		}
+	}
+	for _, d := range disks {
+		x.leaving[d.entry.Image] = true
+	}
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		for _, d := range disks {
+			delete(x.leaving, d.entry.Image)
+		}
+	}, nil
+}
+
+// newMoving looks up what takes part.
+func (x *Exchange) newMoving(m Migration) (*Moving, error) {
+	to, err := x.Book.Find(m.Peer)
+	if err != nil {
+		return nil, err
+	}
+	if m.Timeout == 0 {
+		m.Timeout = defaultWait
+	}
+	mv := &Moving{x: x, m: m, to: to, lost: make(chan struct{})}
+	mv.fail = sync.OnceFunc(func() { close(mv.lost) })
+	extra := 0
+	if m.Guest != nil {
+		extra = 1
+	}
+	if n := len(m.Names) + extra; n > peer.DefaultConnections-1 {
+		return nil, fmt.Errorf("%d connections would be needed, and %d are to be had: %w", n, peer.DefaultConnections-1, ErrNotAllowed)
+	}
+	for _, name := range m.Names {
+		e, err := x.Names.Lookup(name)
+		if err != nil {
+			return nil, err
+		}
+		if rank(role(to, e)) < rank(peer.Host) {
+			return nil, fmt.Errorf("peer %s may not be a host of %s: %w", to.Name, e.Name, ErrNotAllowed)
+		}
+		mine, err := x.holds(e.Image)
+		if err != nil {
+			return nil, err
+		}
+		if !mine {
+			return nil, fmt.Errorf("%s: %w", e.Name, image.ErrNotHolder)
+		}
+		if x.Partial(e.Image) {
+			return nil, fmt.Errorf("%s is not whole here: %w", e.Name, image.ErrInUse)
+		}
+		mv.disks = append(mv.disks, &moving{entry: e, ended: make(chan struct{}), changed: make(chan struct{})})
+	}
+	return mv, nil
+}
+
+// connect offers each image over a connection of its own, until done.
+func (mv *Moving) connect(ctx context.Context) (done func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	done = func() {
+		cancel()
+		running.Wait()
+	}
+	for _, d := range mv.disks {
+		conn, err := mv.x.dial(ctx, mv.to, peer.Reverse)
+		if err != nil {
+			done()
+			return nil, err
+		}
+		rate, unbound := mv.x.bound(d.entry.Name, mv.m.Bandwidth)
+		conn.Bound(rate)
+		d.conn = conn
+		o := transfer.Offer{Version: transfer.Version, Image: d.entry.Image, Name: d.entry.Name, Follow: true, Handover: true, Lazy: mv.m.Lazy, Check: mv.m.DryRun}
+		running.Go(func() {
+			defer unbound()
+			err := mv.x.server.Push(ctx, conn, o, func(r transfer.Report) { mv.heard(d, r) })
+			d.err = err
+			close(d.ended)
+			if mine, herr := mv.x.holds(d.entry.Image); err != nil || herr != nil || mine {
+				mv.fail() // also if the destination says that it is done, and is not the holder
+			}
+		})
+	}
+	return done, nil
+}
+
+// heard notes a report of the destination.
+func (mv *Moving) heard(d *moving, r transfer.Report) {
+	d.mu.Lock()
+	if r.State == transfer.At && r.Sequence > d.at {
+		d.at = r.Sequence
+		close(d.changed)
+		d.changed = make(chan struct{})
+	}
+	if r.State == transfer.Running {
+		d.done, d.total = max(0, r.Done), max(0, r.Total)
+	}
+	d.mu.Unlock()
+	var done, total int64
+	for _, d := range mv.disks {
+		d.mu.Lock()
+		done, total = done+d.done, total+d.total
+		d.mu.Unlock()
+	}
+	mv.m.Progress(done, total)
+}
+
+// await returns when the destination has a state that is as new as that.
+func (d *moving) await(ctx context.Context, at blockstore.Sequence) error {
+	for {
+		d.mu.Lock()
+		have, changed := d.at, d.changed
+		d.mu.Unlock()
+		if have >= at {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-d.ended:
+			if d.err == nil {
+				return errors.New("the destination has ended it")
+			}
+			return d.err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// commit commits what is dirty of an image, and gives the sequence of its head.
+func (x *Exchange) commit(ctx context.Context, id blockstore.ImageID) (blockstore.Sequence, error) {
+	if err := x.Names.Change(ctx, id, func(d *image.Disk) error { return d.Commit(ctx) }); err != nil {
+		return 0, err
+	}
+	_, raw, err := x.Store.Head(id)
+	if err != nil {
+		return 0, err
+	}
+	c, err := blockstore.ParseCommit(raw)
+	if err != nil {
+		return 0, err
+	}
+	return c.Sequence, nil
+}
+
+// sync commits all images and returns when the destination has them so.
+func (mv *Moving) sync(ctx context.Context) error {
+	var g errgroup.Group
+	for _, d := range mv.disks {
+		g.Go(func() error {
+			at, err := mv.x.commit(ctx, d.entry.Image)
+			if err != nil {
+				return fmt.Errorf("%s: %w", d.entry.Name, err)
+			}
+			return d.await(ctx, at)
+		})
+	}
+	return g.Wait()
+}
+
+// sent is how many bytes went to the destination so far.
+func (mv *Moving) sent() (n int64) {
+	for _, d := range mv.disks {
+		_, sent := d.conn.Traffic()
+		n += sent
+	}
+	return n
+}
+
+// rounds copies until a round is short, or the guest writes as fast as it is copied.
+func (mv *Moving) rounds(ctx context.Context) error {
+	last := time.Duration(0)
+	for n := 1; n <= maxRounds; n++ {
+		began, before := time.Now(), mv.sent()
+		if err := mv.sync(ctx); err != nil {
+			return err
+		}
+		r := Round{Bytes: mv.sent() - before, Took: time.Since(began)}
+		mv.mu.Lock()
+		mv.out.Rounds = append(mv.out.Rounds, r)
+		mv.mu.Unlock()
+		mv.m.Note("round %d: %d bytes in %v", n, r.Bytes, r.Took.Round(time.Millisecond))
+		if r.Took < shortRound || n > 2 && r.Took > time.Duration(shrinks*float64(last)) {
+			return nil
+		}
+		last = r.Took
+	}
+	return nil
+}
+
+// gone says whether the destination has the leases of all images.
+func (mv *Moving) gone() bool {
+	for _, d := range mv.disks {
+		chain, err := lease.Load(mv.x.Store, d.entry.Image)
+		if err != nil || peer.FingerprintOf(chain.Newest().Holder) != mv.to.Key {
+			return false
+		}
+	}
+	return true
+}
+
+// handOver arms the handover and returns when all leases have gone; guest is what went wrong
+// with the guest though they have.
+func (mv *Moving) handOver(ctx context.Context) (guest, err error) {
+	var ids []blockstore.ImageID
+	for _, d := range mv.disks {
+		ids = append(ids, d.entry.Image)
+	}
+	armed, err := mv.x.Names.Arm(ids, mv.to.Key, mv.m.Timeout, mv.offer)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids { // it may have gone before it was armed
+		if mine, err := mv.x.holds(id); err == nil && !mine {
+			mv.x.Names.Gone(id, mv.to.Key)
+		}
+	}
+	mv.m.Phase(PhaseArmed)
+	began := time.Now()
+	guest, err = mv.waitGiven(ctx, armed, len(ids))
+	armed.Disarm() // none is being given any more
+	switch left := len(ids) - armed.Count(); {
+	case left == len(ids):
+		return nil, err
+	case left > 0:
+		return nil, fmt.Errorf("%d of %d images are %s's now; the others go there when they are opened for writing there: %w", len(ids)-left, len(ids), mv.to.Name, err)
+	}
+	mv.m.Phase(PhaseHandover)
+	mv.mu.Lock()
+	mv.out.Armed = time.Since(began)
+	mv.mu.Unlock()
+	return guest, nil
+}
+
+// waitGiven lets the guest be moved, and returns when all leases have gone or that fails.
+func (mv *Moving) waitGiven(ctx context.Context, armed *handover.Armed, left int) (guest, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	driven := make(chan error, 1)
+	var driver sync.WaitGroup
+	if mv.m.Guest != nil {
+		driver.Go(func() {
+			guest = mv.drive(ctx)
+			driven <- guest
+		})
+	}
+	err = mv.untilGiven(ctx, armed, left, driven)
+	if err != nil {
+		cancel() // the guest stays
+	}
+	driver.Wait()
+	return guest, err
+}
+
+func (mv *Moving) untilGiven(ctx context.Context, armed *handover.Armed, left int, driven <-chan error) error {
+	var late <-chan time.Time
+	for left > 0 {
+		select {
+		case <-armed.Given():
+			left--
+		case err := <-driven:
+			if err != nil {
+				return err
+			}
+			late = time.After(claimTimeout)
+		case <-late:
+			return fmt.Errorf("%w: it has gone to %s and has not opened its disks: to run it there, or here, tell one of the two to continue", ErrGuest, mv.to.Name)
+		case <-mv.lost:
+			return mv.whyLost()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// whyLost gives the error of a push that failed.
+func (mv *Moving) whyLost() error {
+	for _, d := range mv.disks {
+		select {
+		case <-d.ended:
+			if d.err != nil {
+				return fmt.Errorf("%s: %w", d.entry.Name, d.err)
+			}
+		default:
+		}
+	}
+	return fmt.Errorf("the destination has ended it: %w", transfer.ErrConnection)
+}
+
+// offer is called while nobody writes: the destination gets the last state.
+func (mv *Moving) offer(ctx context.Context) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, mv.m.Timeout)
+	defer cancel()
+	if err := mv.sync(ctx); err != nil {
+		mv.x.Log.Warn("the destination does not have the last state yet", "err", err)
+	}
+	mv.mu.Lock()
+	mv.out.Offer = time.Since(began)
+	mv.mu.Unlock()
+}

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/sealdisk/sealdisk/transfer/qemu"
+)
+
+// move is one migration of a guest.
+type move struct {
+	link   string // of tc, "" for none
+	rate   int64  // bytes per second that the guest writes
+	lazy   bool
+	driven bool
+}
+
+func (m move) String() string {
+	link, how, when := "no limit", "transparent", "eager"
+	if m.link != "" {
+		link = m.link
+	}
+	if m.driven {
+		how = "driven"
+	}
+	if m.lazy {
+		when = "lazy"
+	}
+	return fmt.Sprintf("%s, %d MB/s, %s, %s", link, m.rate/1000000, when, how)
+}
+
+// outcome is what was seen.
+type outcome struct {
+	downtime time.Duration // from STOP here to RESUME there
+	verified string
+	wire     int64 // bytes for the disk
+	sealed   int64 // bytes of the image
+	written  int64 // by the guest, until it had moved
+	report   report
+}
+
+// report is what sealdisk migrate --json says, as far as it is looked at.
+type report struct {
+	Wire     int64 `json:"wire"`
+	Armed    int64 `json:"armed"`
+	Offer    int64 `json:"offer"`
+	Fill     int64 `json:"fill"`
+	Duration int64 `json:"duration"`
+	Rounds   []struct {
+		Bytes    int64 `json:"bytes"`
+		Duration int64 `json:"duration"`
+	} `json:"rounds"`
+}
+
+const settle = 3 * time.Second // that a guest runs before it is moved, and after
+
+// run moves a guest from one host to another and looks at its disk.
+func (m move) run(ctx context.Context, r *rig, from, to *host, name, image string) (o outcome, err error) {
+	if err := r.limit(m.link); err != nil {
+		return o, err
+	}
+	if _, err := from.do("import", "--format", "raw", image, name); err != nil {
+		return o, err
+	}
+	defer func() {
+		for _, h := range []*host{from, to} {
+			if _, rmErr := h.do("rm", "--force", name); err == nil {
+				err = rmErr
+			}
+		}
+	}()
+	sealed, err := from.stored(name)
+	if err != nil {
+		return o, err
+	}
+	o.sealed = sealed
+	source, err := r.startVM(ctx, name+"-a", filepath.Join(from.qmps, name), from.file(name), m.rate, "")
+	if err != nil {
+		return o, err
+	}
+	defer source.stop()
+	if _, err := source.says(ctx, 0, "READY"); err != nil {
+		return o, err
+	}
+	if err := wait(ctx, settle); err != nil {
+		return o, err
+	}
+	target, err := m.carry(ctx, r, source, from, to, name, &o)
+	defer target.stop()
+	if err != nil {
+		return o, err
+	}
+	o.downtime = target.when("RESUME").Sub(source.when("STOP"))
+	o.written = source.writes() * 4096
+	if err := target.runs(ctx); err != nil {
+		return o, err
+	}
+	if err := wait(ctx, settle); err != nil {
+		return o, err
+	}
+	if o.verified, err = target.verify(ctx); err != nil {
+		return o, err
+	}
+	return o, errors.Join(to.check(name), from.refuses(name))
+}
+
+// carry makes the other QEMU and moves the guest to it.
+func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, name string, o *outcome) (*vm, error) {
+	ram := filepath.Join(r.dir, name+".ram")
+	incoming := "unix:" + ram
+	args := []string{"migrate", "--json", name, to.name}
+	if m.lazy {
+		args = append(args, "--lazy")
+	}
+	if m.driven {
+		incoming = "defer"
+	}
+	// The destination's QEMU needs the file: it is there once the first round is.
+	out := &process{new: make(chan struct{})}
+	var target *vm
+	if m.driven {
+		pull := []string{"pull", "--json", from.name + ":" + name}
+		if m.lazy {
+			pull = append(pull, "--lazy")
+		}
+		text, err := to.do(pull...)
+		if err != nil {
+			return nil, err
+		}
+		var pulled report
+		if err := json.Unmarshal([]byte(text), &pulled); err != nil {
+			return nil, err
+		}
+		o.wire = pulled.Wire
+		if target, err = r.startVM(ctx, name+"-b", filepath.Join(to.qmps, name), to.file(name), m.rate, incoming); err != nil {
+			return target, err
+		}
+		args = append(args, "--qmp", source.qmp, "--peer-qmp", name)
+	}
+	p, err := r.start(out, from.args(args...)...)
+	if err != nil {
+		return target, err
+	}
+	if !m.driven {
+		if err := p.says(ctx, "armed"); err != nil {
+			return nil, err
+		}
+		if target, err = r.startVM(ctx, name+"-b", filepath.Join(to.qmps, name), to.file(name), m.rate, incoming); err != nil {
+			return target, err
+		}
+		if err := plainMigrate(ctx, source, incoming); err != nil {
+			return target, err
+		}
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return target, fmt.Errorf("sealdisk migrate does not end: %s", tail(p.text()))
+	}
+	if p.err != nil {
+		return target, fmt.Errorf("sealdisk migrate: %w: %s", p.err, tail(p.text()))
+	}
+	return target, o.read(out.text())
+}
+
+// read takes the report of a migration.
+func (o *outcome) read(text string) error {
+	if err := json.Unmarshal([]byte(text), &o.report); err != nil {
+		return fmt.Errorf("%q: %w", text, err)
+	}
+	o.wire += o.report.Wire
+	return nil
+}
+
+// plainMigrate is what any program does that moves a guest, without a word to sealdisk.
+func plainMigrate(ctx context.Context, v *vm, uri string) error {
+	if err := v.monitor.Execute(ctx, "migrate", map[string]string{"uri": uri}, nil); err != nil {
+		return err
+	}
+	for {
+		var i struct {
+			Status string `json:"status"`
+		}
+		if err := v.monitor.Execute(ctx, "query-migrate", nil, &i); err != nil {
+			return err
+		}
+		switch i.Status {
+		case "completed":
+			return nil
+		case "failed", "cancelled":
+			return fmt.Errorf("%w: %s", qemu.ErrFailed, i.Status)
+		}
+		if err := wait(ctx, 10*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// baseline is the downtime of QEMU alone, with a file that both see.
+func baseline(ctx context.Context, r *rig, rate int64, image string) (time.Duration, error) {
+	name := "shared"
+	disk, ram := filepath.Join(r.dir, "shared.raw"), filepath.Join(r.dir, "shared.ram")
+	if _, err := run("cp", "--sparse=always", image, disk); err != nil {
+		return 0, err
+	}
+	defer os.Remove(disk)
+	source, err := r.startVM(ctx, name+"-a", filepath.Join(r.dir, "shared-a2"), disk, rate, "")
+	if err != nil {
+		return 0, err
+	}
+	defer source.stop()
+	if _, err := source.says(ctx, 0, "READY"); err != nil {
+		return 0, err
+	}
+	if err := wait(ctx, settle); err != nil {
+		return 0, err
+	}
+	target, err := r.startVM(ctx, name+"-b", filepath.Join(r.dir, "shared-b2"), disk, rate, "unix:"+ram)
+	if err != nil {
+		return 0, err
+	}
+	defer target.stop()
+	if err := plainMigrate(ctx, source, "unix:"+ram); err != nil {
+		return 0, err
+	}
+	if err := target.runs(ctx); err != nil {
+		return 0, err
+	}
+	if _, err := target.verify(ctx); err != nil {
+		return 0, err
+	}
+	return target.when("RESUME").Sub(source.when("STOP")), nil
+}
+
+// stored is how many sealed bytes an image has.
+func (h *host) stored(name string) (int64, error) {
+	text, err := h.do("info", "--json", name)
+	if err != nil {
+		return 0, err
+	}
+	var info struct {
+		Stored int64 `json:"stored"`
+	}
+	err = json.Unmarshal([]byte(text), &info)
+	return info.Stored, err
+}
+
+// check verifies an image.
+func (h *host) check(name string) error {
+	_, err := h.do("verify", name)
+	return err
+}
+
+// refuses checks that a host which has given an image away does not write it.
+func (h *host) refuses(name string) error {
+	f, err := os.OpenFile(h.file(name), os.O_WRONLY, 0)
+	if err == nil {
+		f.Close()
+		return fmt.Errorf("%s opens %s for writing, which %s", h.name, name, "another host's guest uses")
+	}
+	if !errors.Is(err, syscall.EROFS) {
+		return fmt.Errorf("%s: %w, want EROFS", h.name, err)
+	}
+	return nil
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
