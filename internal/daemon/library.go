@@ -145,11 +145,15 @@ func (l *library) Open(ctx context.Context, name string, write bool) (fs.Disk, f
 
 // promote makes a disk writable whose lease is elsewhere: it asks the holder for it.
 func (d *Daemon) promote(ctx context.Context, key diskKey, disk *image.Disk) error {
+	began := time.Now()
 	if err := d.peers.Acquire(ctx, key.id); err != nil {
 		return err
 	}
+	acquired := time.Since(began)
 	d.looks.forget(key)
-	return disk.Promote(ctx)
+	err := disk.Promote(ctx)
+	d.log.Debug("an image was opened for writing", "lease", acquired, "in all", time.Since(began), "err", err)
+	return err
 }
 
 // Space implements fs.Library.

@@ -183,11 +183,13 @@ func (x *Exchange) follow(ctx context.Context, c *transfer.Client, o *transfer.O
 	if err != nil {
 		return err
 	}
-	j.keys, j.lazy, j.prefetch, j.progress = keysWanted, o.Lazy, true, progress
+	j.keys, j.lazy, j.later, j.prefetch, j.progress = keysWanted, o.Lazy, true, true, progress
+	began := time.Now()
 	got, err := j.run(ctx)
 	if err != nil {
 		return err
 	}
+	x.Log.Debug("a round", "image", j.name, "took", time.Since(began), "bytes", got.Bytes)
 	if err := c.Report(ctx, transfer.Report{State: transfer.At, Sequence: got.Position.Sequence}); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"filippo.io/age"
@@ -94,7 +95,8 @@ type Exchange struct {
 	bounds   map[string]map[*peer.Rate]struct{} // of pulls and pushes that run, by the image's name here
 	partials map[blockstore.ImageID]*partial
 	comings  map[blockstore.ImageID]*coming
-	leaving  map[blockstore.ImageID]bool // migrations of this host
+	leaving  map[blockstore.ImageID]bool        // migrations of this host
+	sent     map[peer.Fingerprint]*atomic.Int64 // bytes that went to peers
 }
 
 // New makes the exchange of a host. It ends with Close.
@@ -103,7 +105,7 @@ func New(o Options) (*Exchange, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &Exchange{Options: o, endpoint: endpoint, busy: map[blockstore.ImageID]chan struct{}{}, brought: map[peer.Fingerprint]int64{}, rates: map[peer.Fingerprint]*peer.Rate{}, bounds: map[string]map[*peer.Rate]struct{}{}, partials: map[blockstore.ImageID]*partial{}, comings: map[blockstore.ImageID]*coming{}, leaving: map[blockstore.ImageID]bool{}}
+	x := &Exchange{Options: o, endpoint: endpoint, busy: map[blockstore.ImageID]chan struct{}{}, brought: map[peer.Fingerprint]int64{}, rates: map[peer.Fingerprint]*peer.Rate{}, bounds: map[string]map[*peer.Rate]struct{}{}, partials: map[blockstore.ImageID]*partial{}, comings: map[blockstore.ImageID]*coming{}, leaving: map[blockstore.ImageID]bool{}, sent: map[peer.Fingerprint]*atomic.Int64{}}
 	x.life, x.end = context.WithCancel(context.Background())
 	x.server = transfer.NewServer(o.Store, x, o.Metrics.Refused, o.Log)
 	return x, nil
@@ -185,8 +187,23 @@ func (x *Exchange) dial(ctx context.Context, at peer.Peer, protocol string) (*pe
 }
 
 func (x *Exchange) meter(c *peer.Conn) {
-	name := c.Peer.Name
-	c.Meter(func(in, out int) { x.Metrics.Network(name, in, out) })
+	name, sent := c.Peer.Name, x.sentTo(c.Peer.Key)
+	c.Meter(func(in, out int) {
+		x.Metrics.Network(name, in, out)
+		sent.Add(int64(out))
+	})
+}
+
+// sentTo counts the bytes that went to a peer, over all connections.
+func (x *Exchange) sentTo(key peer.Fingerprint) *atomic.Int64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	n := x.sent[key]
+	if n == nil {
+		n = new(atomic.Int64)
+		x.sent[key] = n
+	}
+	return n
 }
 
 // Close ends all connections; answers and pulls under way are cut and may be resumed.

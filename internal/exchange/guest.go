@@ -106,6 +106,7 @@ func (mv *Moving) passage(ctx context.Context, monitor *qemu.Monitor) (*peer.Con
 	if err != nil {
 		return nil, err
 	}
+	mv.tunnel.Store(conn)
 	rate, unbound := mv.x.bound(mv.disks[0].entry.Name, mv.m.Bandwidth)
 	conn.Bound(rate)
 	context.AfterFunc(ctx, unbound)

@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/image"
-	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/image/record"
-	"github.com/sealdisk/sealdisk/internal/handover"
 	"github.com/sealdisk/sealdisk/transfer"
 	"github.com/sealdisk/sealdisk/transfer/peer"
 	"github.com/sealdisk/sealdisk/transfer/qemu"
@@ -62,12 +61,14 @@ type Migrated struct {
 
 // Moving is a migration under way.
 type Moving struct {
-	x     *Exchange
-	m     Migration
-	to    peer.Peer
-	disks []*moving
-	lost  chan struct{} // closed when one of the pushes failed
-	fail  func()        // closes it
+	x      *Exchange
+	m      Migration
+	to     peer.Peer
+	disks  []*moving
+	before int64                     // bytes that had gone to the destination
+	tunnel atomic.Pointer[peer.Conn] // carries the guest's memory
+	lost   chan struct{}             // closed when one of the pushes failed
+	fail   func()                    // closes it
 
 	mu  sync.Mutex // guards out
 	out Migrated
@@ -76,7 +77,6 @@ type Moving struct {
 // moving is one of its images.
 type moving struct {
 	entry record.Entry
-	conn  *peer.Conn
 	ended chan struct{} // closed when its push has ended
 	err   error         // why; valid then
 
@@ -198,7 +198,7 @@ func (x *Exchange) newMoving(m Migration) (*Moving, error) {
 	if m.Timeout == 0 {
 		m.Timeout = defaultWait
 	}
-	mv := &Moving{x: x, m: m, to: to, lost: make(chan struct{})}
+	mv := &Moving{x: x, m: m, to: to, before: x.sentTo(to.Key).Load(), lost: make(chan struct{})}
 	mv.fail = sync.OnceFunc(func() { close(mv.lost) })
 	extra := 0
 	if m.Guest != nil {
@@ -246,7 +246,6 @@ func (mv *Moving) connect(ctx context.Context) (done func(), err error) {
 		}
 		rate, unbound := mv.x.bound(d.entry.Name, mv.m.Bandwidth)
 		conn.Bound(rate)
-		d.conn = conn
 		o := transfer.Offer{Version: transfer.Version, Image: d.entry.Image, Name: d.entry.Name, Follow: true, Handover: true, Lazy: mv.m.Lazy, Check: mv.m.DryRun}
 		running.Go(func() {
 			defer unbound()
@@ -325,21 +324,26 @@ func (mv *Moving) sync(ctx context.Context) error {
 	var g errgroup.Group
 	for _, d := range mv.disks {
 		g.Go(func() error {
+			began := time.Now()
 			at, err := mv.x.commit(ctx, d.entry.Image)
 			if err != nil {
 				return fmt.Errorf("%s: %w", d.entry.Name, err)
 			}
-			return d.await(ctx, at)
+			committed := time.Since(began)
+			err = d.await(ctx, at)
+			mv.x.Log.Debug("a round", "image", d.entry.Name, "commit", committed, "in all", time.Since(began), "err", err)
+			return err
 		})
 	}
 	return g.Wait()
 }
 
-// sent is how many bytes went to the destination so far.
-func (mv *Moving) sent() (n int64) {
-	for _, d := range mv.disks {
-		_, sent := d.conn.Traffic()
-		n += sent
+// sent is how many bytes went to the destination so far, but for the guest's memory.
+func (mv *Moving) sent() int64 {
+	n := mv.x.sentTo(mv.to.Key).Load() - mv.before
+	if c := mv.tunnel.Load(); c != nil {
+		_, memory := c.Traffic()
+		n -= memory
 	}
 	return n
 }
@@ -363,117 +367,4 @@ func (mv *Moving) rounds(ctx context.Context) error {
 		last = r.Took
 	}
 	return nil
-}
-
-// gone says whether the destination has the leases of all images.
-func (mv *Moving) gone() bool {
-	for _, d := range mv.disks {
-		chain, err := lease.Load(mv.x.Store, d.entry.Image)
-		if err != nil || peer.FingerprintOf(chain.Newest().Holder) != mv.to.Key {
-			return false
-		}
-	}
-	return true
-}
-
-// handOver arms the handover and returns when all leases have gone; guest is what went wrong
-// with the guest though they have.
-func (mv *Moving) handOver(ctx context.Context) (guest, err error) {
-	var ids []blockstore.ImageID
-	for _, d := range mv.disks {
-		ids = append(ids, d.entry.Image)
-	}
-	armed, err := mv.x.Names.Arm(ids, mv.to.Key, mv.m.Timeout, mv.offer)
-	if err != nil {
-		return nil, err
-	}
-	for _, id := range ids { // it may have gone before it was armed
-		if mine, err := mv.x.holds(id); err == nil && !mine {
-			mv.x.Names.Gone(id, mv.to.Key)
-		}
-	}
-	mv.m.Phase(PhaseArmed)
-	began := time.Now()
-	guest, err = mv.waitGiven(ctx, armed, len(ids))
-	armed.Disarm() // none is being given any more
-	switch left := len(ids) - armed.Count(); {
-	case left == len(ids):
-		return nil, err
-	case left > 0:
-		return nil, fmt.Errorf("%d of %d images are %s's now; the others go there when they are opened for writing there: %w", len(ids)-left, len(ids), mv.to.Name, err)
-	}
-	mv.m.Phase(PhaseHandover)
-	mv.mu.Lock()
-	mv.out.Armed = time.Since(began)
-	mv.mu.Unlock()
-	return guest, nil
-}
-
-// waitGiven lets the guest be moved, and returns when all leases have gone or that fails.
-func (mv *Moving) waitGiven(ctx context.Context, armed *handover.Armed, left int) (guest, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	driven := make(chan error, 1)
-	var driver sync.WaitGroup
-	if mv.m.Guest != nil {
-		driver.Go(func() {
-			guest = mv.drive(ctx)
-			driven <- guest
-		})
-	}
-	err = mv.untilGiven(ctx, armed, left, driven)
-	if err != nil {
-		cancel() // the guest stays
-	}
-	driver.Wait()
-	return guest, err
-}
-
-func (mv *Moving) untilGiven(ctx context.Context, armed *handover.Armed, left int, driven <-chan error) error {
-	var late <-chan time.Time
-	for left > 0 {
-		select {
-		case <-armed.Given():
-			left--
-		case err := <-driven:
-			if err != nil {
-				return err
-			}
-			late = time.After(claimTimeout)
-		case <-late:
-			return fmt.Errorf("%w: it has gone to %s and has not opened its disks: to run it there, or here, tell one of the two to continue", ErrGuest, mv.to.Name)
-		case <-mv.lost:
-			return mv.whyLost()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// whyLost gives the error of a push that failed.
-func (mv *Moving) whyLost() error {
-	for _, d := range mv.disks {
-		select {
-		case <-d.ended:
-			if d.err != nil {
-				return fmt.Errorf("%s: %w", d.entry.Name, d.err)
-			}
-		default:
-		}
-	}
-	return fmt.Errorf("the destination has ended it: %w", transfer.ErrConnection)
-}
-
-// offer is called while nobody writes: the destination gets the last state.
-func (mv *Moving) offer(ctx context.Context) {
-	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, mv.m.Timeout)
-	defer cancel()
-	if err := mv.sync(ctx); err != nil {
-		mv.x.Log.Warn("the destination does not have the last state yet", "err", err)
-	}
-	mv.mu.Lock()
-	mv.out.Offer = time.Since(began)
-	mv.mu.Unlock()
 }

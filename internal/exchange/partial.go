@@ -148,8 +148,17 @@ func (p *partial) leave(w *want, began time.Time) {
 	}
 }
 
-// gate lets what fills the image wait while somebody waits for data.
+// gate lets what fills the image wait while somebody waits for data, or the image is about to
+// be handed over: a guest stands still then.
 func (p *partial) gate(ctx context.Context) error {
+	if in := p.x.coming(p.id); in != nil {
+		select {
+		case <-in.taken:
+		case <-in.client.Conn.Done():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	for {
 		p.mu.Lock()
 		idle := p.idle

@@ -172,6 +172,7 @@ type job struct {
 	keys     keysMode
 	lazy     bool
 	prefetch bool
+	later    bool // what is lazy is not filled before somebody asks for it
 	rollback blockstore.Sequence
 	from     *peer.Peer // whose quota counts: it pushes
 	progress func(done, total int64)
@@ -435,7 +436,9 @@ func (j *job) list(ctx context.Context, have record.Entry, known bool, id blocks
 	}
 	p := j.x.begin(record.Entry{Image: id, Labels: labels})
 	p.prefetch.Store(j.prefetch)
-	p.start()
+	if !j.later {
+		p.start()
+	}
 	return nil
 }
 

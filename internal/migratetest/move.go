@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,7 +71,7 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 	}
 	defer func() {
 		for _, h := range []*host{from, to} {
-			if _, rmErr := h.do("rm", "--force", name); err == nil {
+			if rmErr := h.remove(ctx, name); err == nil {
 				err = rmErr
 			}
 		}
@@ -96,11 +97,11 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 	if err != nil {
 		return o, err
 	}
-	o.downtime = target.when("RESUME").Sub(source.when("STOP"))
 	o.written = source.writes() * 4096
 	if err := target.runs(ctx); err != nil {
 		return o, err
 	}
+	o.downtime = target.when("RESUME").Sub(source.when("STOP"))
 	if err := wait(ctx, settle); err != nil {
 		return o, err
 	}
@@ -141,7 +142,7 @@ func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, nam
 		if target, err = r.startVM(ctx, name+"-b", filepath.Join(to.qmps, name), to.file(name), m.rate, incoming); err != nil {
 			return target, err
 		}
-		args = append(args, "--qmp", source.qmp, "--peer-qmp", name)
+		args = append(args, "--qmp", source.qmp, "--peer-qmp", name, "--max-downtime", fmt.Sprint(downtime))
 	}
 	p, err := r.start(out, from.args(args...)...)
 	if err != nil {
@@ -154,7 +155,7 @@ func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, nam
 		if target, err = r.startVM(ctx, name+"-b", filepath.Join(to.qmps, name), to.file(name), m.rate, incoming); err != nil {
 			return target, err
 		}
-		if err := plainMigrate(ctx, source, incoming); err != nil {
+		if err := plainMigrate(ctx, source, incoming, 0); err != nil {
 			return target, err
 		}
 	}
@@ -178,8 +179,16 @@ func (o *outcome) read(text string) error {
 	return nil
 }
 
-// plainMigrate is what any program does that moves a guest, without a word to sealdisk.
-func plainMigrate(ctx context.Context, v *vm, uri string) error {
+// downtime is what QEMU aims at, so that little of it is memory.
+const downtime = 30 * time.Millisecond
+
+// plainMigrate is what any program does that moves a guest, without a word to sealdisk. The
+// bound on the bandwidth, if not 0, is in bytes per second.
+func plainMigrate(ctx context.Context, v *vm, uri string, bandwidth int64) error {
+	parameters := map[string]int64{"downtime-limit": downtime.Milliseconds(), "max-bandwidth": cmp.Or(bandwidth, 1<<50)}
+	if err := v.monitor.Execute(ctx, "migrate-set-parameters", parameters, nil); err != nil {
+		return err
+	}
 	if err := v.monitor.Execute(ctx, "migrate", map[string]string{"uri": uri}, nil); err != nil {
 		return err
 	}
@@ -202,8 +211,9 @@ func plainMigrate(ctx context.Context, v *vm, uri string) error {
 	}
 }
 
-// baseline is the downtime of QEMU alone, with a file that both see.
-func baseline(ctx context.Context, r *rig, rate int64, image string) (time.Duration, error) {
+// baseline is the downtime of QEMU alone, with a file that both see and as much bandwidth for the
+// memory as a link of 1 Gbit/s has; driven as sealdisk drives it, or by a plain migrate.
+func baseline(ctx context.Context, r *rig, rate int64, driven bool, image string) (time.Duration, error) {
 	name := "shared"
 	disk, ram := filepath.Join(r.dir, "shared.raw"), filepath.Join(r.dir, "shared.ram")
 	if _, err := run("cp", "--sparse=always", image, disk); err != nil {
@@ -226,7 +236,13 @@ func baseline(ctx context.Context, r *rig, rate int64, image string) (time.Durat
 		return 0, err
 	}
 	defer target.stop()
-	if err := plainMigrate(ctx, source, "unix:"+ram); err != nil {
+	const link = 117 * mega
+	if driven {
+		_, err = source.monitor.Migrate(ctx, qemu.Options{URI: "unix:" + ram, Downtime: downtime, Bandwidth: link})
+	} else {
+		err = plainMigrate(ctx, source, "unix:"+ram, link)
+	}
+	if err != nil {
 		return 0, err
 	}
 	if err := target.runs(ctx); err != nil {
@@ -249,6 +265,19 @@ func (h *host) stored(name string) (int64, error) {
 	}
 	err = json.Unmarshal([]byte(text), &info)
 	return info.Stored, err
+}
+
+// remove removes an image, as soon as the daemon has closed what a QEMU that has ended had open.
+func (h *host) remove(ctx context.Context, name string) error {
+	for tries := 0; ; tries++ {
+		_, err := h.do("rm", "--force", name)
+		if err == nil || tries > 50 {
+			return err
+		}
+		if err := wait(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
 }
 
 // check verifies an image.

@@ -1,0 +1,153 @@
+package exchange
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/image/lease"
+	"github.com/sealdisk/sealdisk/internal/handover"
+	"github.com/sealdisk/sealdisk/transfer"
+	"github.com/sealdisk/sealdisk/transfer/peer"
+)
+
+// gone says whether the destination has the leases of all images.
+func (mv *Moving) gone() bool {
+	for _, d := range mv.disks {
+		chain, err := lease.Load(mv.x.Store, d.entry.Image)
+		if err != nil || peer.FingerprintOf(chain.Newest().Holder) != mv.to.Key {
+			return false
+		}
+	}
+	return true
+}
+
+// handOver arms the handover and returns when all leases have gone; guest is what went wrong
+// with the guest though they have.
+func (mv *Moving) handOver(ctx context.Context) (guest, err error) {
+	var ids []blockstore.ImageID
+	for _, d := range mv.disks {
+		ids = append(ids, d.entry.Image)
+	}
+	armed, err := mv.x.Names.Arm(ids, mv.to.Key, mv.m.Timeout, mv.offer)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids { // it may have gone before it was armed
+		if mine, err := mv.x.holds(id); err == nil && !mine {
+			mv.x.Names.Gone(id, mv.to.Key)
+		}
+	}
+	mv.m.Phase(PhaseArmed)
+	began := time.Now()
+	guest, err = mv.waitGiven(ctx, armed, len(ids))
+	armed.Disarm() // none is being given any more
+	switch left := len(ids) - armed.Count(); {
+	case left == len(ids):
+		return nil, err
+	case left > 0:
+		return nil, fmt.Errorf("%d of %d images are %s's now; the others go there when they are opened for writing there: %w", len(ids)-left, len(ids), mv.to.Name, err)
+	}
+	mv.m.Phase(PhaseHandover)
+	mv.mu.Lock()
+	mv.out.Armed = time.Since(began)
+	mv.mu.Unlock()
+	return guest, nil
+}
+
+// waitGiven lets the guest be moved, and returns when all leases have gone or that fails.
+func (mv *Moving) waitGiven(ctx context.Context, armed *handover.Armed, left int) (guest, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	driven := make(chan error, 1)
+	var driver sync.WaitGroup
+	if mv.m.Guest != nil {
+		driver.Go(func() {
+			guest = mv.drive(ctx)
+			driven <- guest
+		})
+	}
+	moving, still := context.WithCancel(ctx)
+	var keeping sync.WaitGroup
+	keeping.Go(func() { mv.keepClose(moving) })
+	err = mv.untilGiven(ctx, armed, left, driven)
+	still()
+	if err != nil {
+		cancel() // the guest stays
+	}
+	driver.Wait()
+	keeping.Wait()
+	return guest, err
+}
+
+// keepPause is how long keepClose waits at least between two rounds.
+const keepPause = 200 * time.Millisecond
+
+// keepClose goes on copying while the handover is armed, so that little is left for the moment
+// when the guest stands still; it takes a third of the time at most.
+func (mv *Moving) keepClose(ctx context.Context) {
+	pause := keepPause
+	for {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		began := time.Now()
+		if err := mv.sync(ctx); err != nil {
+			mv.x.Log.Debug("a round while armed", "err", err) // whoever waits for the handover learns why
+		}
+		pause = max(keepPause, 2*time.Since(began))
+	}
+}
+
+func (mv *Moving) untilGiven(ctx context.Context, armed *handover.Armed, left int, driven <-chan error) error {
+	var late <-chan time.Time
+	for left > 0 {
+		select {
+		case <-armed.Given():
+			left--
+		case err := <-driven:
+			if err != nil {
+				return err
+			}
+			late = time.After(claimTimeout)
+		case <-late:
+			return fmt.Errorf("%w: it has gone to %s and has not opened its disks: to run it there, or here, tell one of the two to continue", ErrGuest, mv.to.Name)
+		case <-mv.lost:
+			return mv.whyLost()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// whyLost gives the error of a push that failed.
+func (mv *Moving) whyLost() error {
+	for _, d := range mv.disks {
+		select {
+		case <-d.ended:
+			if d.err != nil {
+				return fmt.Errorf("%s: %w", d.entry.Name, d.err)
+			}
+		default:
+		}
+	}
+	return fmt.Errorf("the destination has ended it: %w", transfer.ErrConnection)
+}
+
+// offer is called while nobody writes: the destination gets the last state.
+func (mv *Moving) offer(ctx context.Context) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, mv.m.Timeout)
+	defer cancel()
+	if err := mv.sync(ctx); err != nil {
+		mv.x.Log.Warn("the destination does not have the last state yet", "err", err)
+	}
+	mv.mu.Lock()
+	mv.out.Offer = time.Since(began)
+	mv.mu.Unlock()
+}
