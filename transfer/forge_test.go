@@ -8,6 +8,7 @@ import (
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
+	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/image/record"
 	"github.com/sealdisk/sealdisk/transfer"
@@ -18,6 +19,8 @@ import (
 type forger struct {
 	t *testing.T
 	h *host
+	// swap changes the keyring, and what the commit says of it; nil: they fit.
+	swap func(keys *crypto.Keyring, masters []blockstore.EpochMaster)
 }
 
 // node stores a node of a level that names children, and gives what its parent is to say of it.
@@ -59,7 +62,12 @@ func (f *forger) image(root blockstore.Ref, level uint8) blockstore.ImageID {
 	c.Image, c.Era, c.Term, c.Sequence = key.ID(), 1, 1, 1
 	c.Size, c.BlockSize, c.Time = 1<<40, 64<<10, time.Now()
 	c.Epochs = []blockstore.EpochMaster{{ID: epoch.ID(), Master: epoch.Master()}}
-	c.Root = &blockstore.RootRef{Level: level, ID: root.ID, Length: root.Length, Subtree: root.Subtree}
+	if root != (blockstore.Ref{}) {
+		c.Root = &blockstore.RootRef{Level: level, ID: root.ID, Length: root.Length, Subtree: root.Subtree}
+	}
+	if f.swap != nil {
+		f.swap(keys, c.Epochs)
+	}
 	small := func(b []byte, err error) blockstore.SmallRef {
 		check(f.t, err)
 		check(f.t, f.h.store.PutObjects(ctx, []blockstore.Object{{ID: blockstore.IDOf(b), Bytes: b}}))
@@ -81,13 +89,49 @@ func (f *forger) image(root blockstore.Ref, level uint8) blockstore.ImageID {
 	return key.ID()
 }
 
+// TestSwappedKeyring: keys that are not those that the commit names open nothing, whoever signed
+// both; and master keys are compared before anything is opened.
+func TestSwappedKeyring(t *testing.T) {
+	a, b := newHost(t, 0), newHost(t, 0)
+	meet(t, a, b)
+	c := b.ask(a.as("a"))
+	other := crypto.NewEpoch()
+	for name, tt := range map[string]struct {
+		swap func(keys *crypto.Keyring, masters []blockstore.EpochMaster)
+		want error
+	}{
+		"as it is":        {func(*crypto.Keyring, []blockstore.EpochMaster) {}, nil},
+		"another epoch":   {func(keys *crypto.Keyring, _ []blockstore.EpochMaster) { keys.Epochs = []*crypto.Epoch{other} }, blockstore.ErrCorrupt},
+		"one more epoch":  {func(keys *crypto.Keyring, _ []blockstore.EpochMaster) { keys.Epochs = append(keys.Epochs, other) }, blockstore.ErrCorrupt},
+		"other masters":   {func(_ *crypto.Keyring, masters []blockstore.EpochMaster) { masters[0].Master = other.Master() }, crypto.ErrMasterKey},
+		"another image's": {func(keys *crypto.Keyring, _ []blockstore.EpochMaster) { keys.Image = [32]byte{1} }, crypto.ErrAuth},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &forger{t: t, h: a, swap: func(keys *crypto.Keyring, masters []blockstore.EpochMaster) {
+				keys.Recipients = append(keys.Recipients, b.recipient)
+				tt.swap(keys, masters)
+			}}
+			id := f.image(blockstore.Ref{}, 0)
+			_, err := b.pull(id, c)
+			check(t, err)
+			d, err := b.shared.Open(context.Background(), id, image.OpenOptions{ReadOnly: true})
+			if !errors.Is(err, tt.want) {
+				t.Errorf("%v, want %v", err, tt.want)
+			}
+			if d != nil {
+				check(t, d.Close(context.Background()))
+			}
+		})
+	}
+}
+
 // TestForgedMaps: maps that are signed and are not what they say are refused; nothing is
 // fetched for them that is not there, and nothing is marked as complete.
 func TestForgedMaps(t *testing.T) {
 	a, b := newHost(t, 0), newHost(t, 0)
 	meet(t, a, b)
 	c := b.ask(a.as("a"))
-	f := &forger{t, a}
+	f := &forger{t: t, h: a}
 	segment := blockstore.Ref{ID: blockstore.ObjectID{1}, Length: 5000, Subtree: 5000}
 	changed := func(r blockstore.Ref, by func(r *blockstore.Ref)) blockstore.Ref {
 		by(&r)
@@ -131,7 +175,7 @@ func TestForgedMaps(t *testing.T) {
 func TestMaze(t *testing.T) {
 	a, b := newHost(t, 0), newHost(t, 0)
 	meet(t, a, b)
-	f := &forger{t, a}
+	f := &forger{t: t, h: a}
 	const width = 40
 	row := make([]blockstore.Ref, width)
 	for i := range row {
@@ -161,7 +205,7 @@ func TestMaze(t *testing.T) {
 func TestCompleteElsewhere(t *testing.T) {
 	a, b := newHost(t, 0), newHost(t, 0)
 	meet(t, a, b)
-	f := &forger{t, a}
+	f := &forger{t: t, h: a}
 	leaf := f.node(0)
 	_, err := b.pull(f.image(leaf, 0), b.ask(a.as("a")))
 	check(t, err)
