@@ -167,22 +167,25 @@ func (h *hookSink) Write(sector uint64, p *dirty.Page) bool {
 func TestResizeRace(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
-	id := r.create(16 << 20)
+	id := r.create(40 << 20)
 	d := r.open(id, OpenOptions{})
-	if _, err := d.WriteAt(ctx, noise(4096, 1), 0); err != nil {
-		t.Fatal(err)
+	for _, at := range []int64{0, 33 << 20} {
+		if _, err := d.WriteAt(ctx, noise(4096, 1), at); err != nil {
+			t.Fatal(err)
+		}
 	}
-	// Flush begins; while it drains the first region another thread grows the disk and writes there.
+	// Flush begins; while it drains the first region another thread grows the disk, and writes
+	// beyond its old end in a region that the same pass comes to.
 	d.flushMu.Lock()
 	h := &hookSink{hook: func() {
 		if err := d.Resize(ctx, 64<<20); err != nil {
 			t.Error(err)
 		}
-		if _, err := d.WriteAt(ctx, noise(4096, 2), 48<<20); err != nil {
+		if _, err := d.WriteAt(ctx, noise(4096, 2), 44<<20); err != nil {
 			t.Error(err)
 		}
 	}}
-	d.active.Drain(h)
+	d.active.Pass().Drain(h)
 	err := d.appendLocked(&h.packer)
 	d.flushMu.Unlock()
 	if err != nil {
@@ -230,7 +233,7 @@ func TestSpill(t *testing.T) {
 	put(16384, 3)
 	d.flushMu.Lock()
 	var p packer
-	d.active.Drain(&p)
+	d.active.Pass().Drain(&p)
 	if _, err := d.journal.sealer.Record(nil, p.ops, [][]byte{p.data}, uint64(d.journal.durable)); err != nil {
 		t.Fatal(err)
 	}

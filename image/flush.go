@@ -111,9 +111,13 @@ func (d *Disk) journalLocked() error {
 	sets := []*dirty.Set{d.frozen, d.active}
 	d.mu.RUnlock()
 	for _, set := range sets { // in the order of the writes
-		for all := set == nil; !all; {
+		if set == nil {
+			continue
+		}
+		pass := set.Pass()
+		for over := false; !over; {
 			var p packer
-			all = set.Drain(&p)
+			over = pass.Drain(&p)
 			if err := d.appendLocked(&p); err != nil {
 				return err
 			}
