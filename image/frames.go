@@ -12,33 +12,82 @@ import (
 	"github.com/sealdisk/sealdisk/image/record"
 )
 
-// frameID names an opened data frame of a segment.
-type frameID struct {
+// groupLog: data frames of a segment are kept in groups of so many bytes, as a power of
+// two; larger ones by themselves.
+const groupLog = 15
+
+// groupID names a group of neighbouring data frames of a segment.
+type groupID struct {
 	object blockstore.ObjectID
-	frame  uint32
+	group  uint32
 }
 
-// frame is an opened frame with what opened it: a map that says otherwise must not
-// get it, or one image would read another's plaintext out of memory.
-type frame struct {
-	data   []byte // never changes
+// group is opened frames with what opened them: a map that says otherwise must not
+// get them, or one image would read another's plaintext out of memory. It never changes.
+type group struct {
+	frames [][]byte // nil where one is not open
 	salt   crypto.Salt
 	master crypto.MasterKey
 }
 
 // frameCache keeps opened frames in bounded memory. Its policy (W-TinyLFU) does not
 // give way to a scan.
-type frameCache struct{ *otter.Cache[frameID, *frame] }
+type frameCache struct{ *otter.Cache[groupID, *group] }
 
 func newFrameCache(maxBytes int64) (*frameCache, error) {
-	c, err := otter.New(&otter.Options[frameID, *frame]{
+	c, err := otter.New(&otter.Options[groupID, *group]{
 		MaximumWeight: uint64(maxBytes),
-		Weigher:       func(_ frameID, f *frame) uint32 { return uint32(cap(f.data)) + 256 },
+		Weigher: func(_ groupID, g *group) uint32 {
+			n := 256 + 24*len(g.frames)
+			for _, f := range g.frames {
+				n += cap(f)
+			}
+			return uint32(n)
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image: cache of frames: %w", err)
 	}
 	return &frameCache{c}, nil
+}
+
+// get gives the group that a frame belongs to, nil if it is not in memory, and the place of
+// the frame in it.
+func (c *frameCache) get(sp *span, frame int) (g *group, at int) {
+	log := sp.groupLog()
+	g, ok := c.GetIfPresent(groupID{sp.object.Ref.ID, uint32(frame >> log)})
+	if !ok || g.salt != sp.object.Salt || g.master != sp.master {
+		g = nil
+	}
+	return g, frame & (1<<log - 1)
+}
+
+// look gives those of the frames from first on that are in memory, and tells whether all are.
+func (c *frameCache) look(sp *span, first int, frames [][]byte) (all bool) {
+	all = true
+	for i := 0; i < len(frames); {
+		g, at := c.get(sp, first+i)
+		for ; i < len(frames) && at < 1<<sp.groupLog(); i, at = i+1, at+1 {
+			if g == nil {
+				all = false
+				continue
+			}
+			frames[i] = g.frames[at]
+			all = all && frames[i] != nil
+		}
+	}
+	return all
+}
+
+// keep puts frames of one group, from first on, into memory.
+func (c *frameCache) keep(sp *span, first int, frames [][]byte) {
+	old, at := c.get(sp, first)
+	g := &group{make([][]byte, 1<<sp.groupLog()), sp.object.Salt, sp.master}
+	if old != nil {
+		copy(g.frames, old.frames)
+	}
+	copy(g.frames[at:], frames)
+	c.Set(groupID{sp.object.Ref.ID, uint32(first >> sp.groupLog())}, g)
 }
 
 // opened is a segment whose key was derived, with what it was derived from.
@@ -82,6 +131,9 @@ type span struct {
 	once          bool // nobody will read it again: not to be kept
 }
 
+// groupLog is how many of its frames are kept together, as a power of two.
+func (sp *span) groupLog() int { return max(0, groupLog-int(sp.object.FrameLog)) }
+
 // read appends slices of opened frames that make up a span. What is not in memory is
 // opened, only the frames needed, without a copy of the sealed bytes.
 func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out [][]byte) ([][]byte, error) {
@@ -93,16 +145,7 @@ func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out []
 	log := sp.object.FrameLog - sectorLog // sectors of a frame, as a power of two
 	first, last := sp.offset>>log, (sp.offset+sp.count-1)>>log
 	frames := make([][]byte, last-first+1)
-	missing := false
-	for i := range frames {
-		f, ok := s.frames.GetIfPresent(frameID{sp.object.Ref.ID, uint32(first + i)})
-		if ok && f.salt == sp.object.Salt && f.master == sp.master {
-			frames[i] = f.data
-			continue
-		}
-		missing = true
-	}
-	if missing {
+	if !s.frames.look(&sp, first, frames) {
 		if err := s.open(ctx, epoch, sp, first, frames); err != nil {
 			return out, err
 		}
@@ -121,9 +164,9 @@ func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out []
 
 // keeps tells whether the first frame of a span is in memory; whose it is does not matter.
 func (s *Shared) keeps(sp *span) bool {
-	id := frameID{sp.object.Ref.ID, uint32(sp.offset >> (sp.object.FrameLog - sectorLog))}
-	_, ok := s.frames.GetIfPresent(id)
-	return ok
+	frame := sp.offset >> (sp.object.FrameLog - sectorLog)
+	g, ok := s.frames.GetIfPresent(groupID{sp.object.Ref.ID, uint32(frame >> sp.groupLog())})
+	return ok && g.frames[frame&(1<<sp.groupLog()-1)] != nil
 }
 
 // open fills the empty places of frames, which begin with frame number first.
@@ -175,24 +218,31 @@ const smallObject = 96 << 10
 // openFound is open for a segment whose place is known and whose header is not. What it
 // is wanted for a large part of is read at once.
 func (s *Shared) openFound(epoch *crypto.Epoch, place blockstore.Place, sp *span, first int, frames [][]byte) error {
-	size := place.Size()
-	n := size
-	if part := len(frames) << sp.object.FrameLog; size > smallObject && 2*part < int(sp.object.Sectors)*sectorSize {
-		n = min(size, blockstore.MaxSegmentHead)
+	part := 2*len(frames)<<sp.object.FrameLog < int(sp.object.Sectors)*sectorSize
+	if part {
+		seg, ok := record.OpenRaw(s.suite, epoch, sp.region, sp.object.Salt, sp.object.FrameLog, int(sp.object.Sectors), place.Size())
+		if ok && s.openAt(seg, place, sp, first, frames) == nil {
+			s.keepOpened(epoch, seg, place, sp)
+			return nil
+		}
+	}
+	n := place.Size()
+	if part && n > smallObject {
+		n = blockstore.MaxSegmentHead
 	}
 	buf, b := sealedBuffer(n)
 	defer sealedBytes.Put(buf)
 	if err := place.ReadAt(b, 0); err != nil {
 		return err
 	}
-	seg, err := record.OpenSegmentHead(epoch, sp.region, sp.object.Salt, b, size)
+	seg, err := record.OpenSegmentHead(epoch, sp.region, sp.object.Salt, b, place.Size())
 	if err == nil {
 		err = sp.fits(seg)
 	}
 	if err != nil {
 		return err
 	}
-	if n < size {
+	if n < place.Size() {
 		err = s.openAt(seg, place, sp, first, frames)
 	} else {
 		err = s.openFrames(seg, sp, first, frames, func(i int) []byte {
@@ -200,11 +250,15 @@ func (s *Shared) openFound(epoch *crypto.Epoch, place blockstore.Place, sp *span
 			return b[off : off+n]
 		})
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		s.keepOpened(epoch, seg, place, sp)
 	}
+	return err
+}
+
+// keepOpened keeps what opens the frames of a segment.
+func (s *Shared) keepOpened(epoch *crypto.Epoch, seg *record.Segment, place blockstore.Place, sp *span) {
 	s.segments.Set(sp.object.Ref.ID, &opened{seg, place, sp.region, sp.object.Sectors, sp.object.Salt, epoch.Master()})
-	return nil
 }
 
 // sealedBytes are buffers for sealed frames on their way from a place.
@@ -246,23 +300,44 @@ func (s *Shared) openAt(seg *record.Segment, place blockstore.Place, sp *span, f
 
 // openFrames opens what is missing in frames; sealed gives the sealed bytes of a frame.
 func (s *Shared) openFrames(seg *record.Segment, sp *span, first int, frames [][]byte, sealed func(i int) []byte) error {
-	for i := range frames {
-		if frames[i] != nil {
-			continue
+	group := 1 << sp.groupLog()
+	for len(frames) > 0 {
+		n := min(len(frames), group-first&(group-1))
+		if err := s.openGroup(seg, sp, first, frames[:n], sealed); err != nil {
+			return err
 		}
-		n := min(seg.FrameSize(), int(sp.object.Sectors)*record.SectorSize-(first+i)*seg.FrameSize())
-		if n <= 0 || first+i >= seg.Frames() {
+		first, frames = first+n, frames[n:]
+	}
+	return nil
+}
+
+// openGroup is openFrames for frames of one group, which share memory.
+func (s *Shared) openGroup(seg *record.Segment, sp *span, first int, frames [][]byte, sealed func(i int) []byte) error {
+	size, data := seg.FrameSize(), int(sp.object.Sectors)*record.SectorSize
+	length := func(i int) int { return min(size, data-(first+i)*size) }
+	total := 0
+	for i, f := range frames {
+		if first+i >= seg.Frames() || length(i) <= 0 {
 			return corruptSegment(sp.object.Ref.ID, fmt.Errorf("frame %d of %d", first+i, seg.Frames()))
 		}
-		data, err := seg.OpenSealed(make([]byte, 0, n), sealed(first+i), first+i)
+		if f == nil {
+			total += length(i)
+		}
+	}
+	room := make([]byte, 0, total)
+	for i, f := range frames {
+		if f != nil {
+			continue
+		}
+		n := length(i)
+		data, err := seg.OpenSealed(room[:0:n], sealed(first+i), first+i)
 		if err != nil {
 			return err
 		}
-		frames[i] = data
-		if sp.once {
-			continue
-		}
-		s.frames.Set(frameID{sp.object.Ref.ID, uint32(first + i)}, &frame{data, sp.object.Salt, sp.master})
+		frames[i], room = data, room[n:n:cap(room)]
+	}
+	if total > 0 && !sp.once {
+		s.frames.keep(sp, first, frames)
 	}
 	return nil
 }

@@ -63,7 +63,7 @@ func (d *Disk) ReadVector(ctx context.Context, off int64, n int) ([][]byte, erro
 func (w view) readAll(ctx context.Context, off int64, n int) (vec [][]byte, err error) {
 	first := off / sectorSize
 	last := (off + int64(n) - 1) / sectorSize
-	vec = make([][]byte, 0, 4)
+	vec = make([][]byte, 0, n>>record.RawFrameLog+2)
 	for first <= last {
 		region, sector := uint64(first/record.RegionSectors), int(first%record.RegionSectors)
 		count := int(min(last-first+1, int64(record.RegionSectors-sector)))

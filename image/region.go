@@ -41,7 +41,7 @@ func (p *Piece) frameLog() uint8 {
 
 // sealedMost is about what the piece needs at most once it is sealed.
 func (p *Piece) sealedMost() int {
-	frames := len(p.Data)>>p.frameLog() + 1
+	frames := len(p.Data)>>min(p.frameLog(), record.RawFrameLog) + 1
 	return len(p.Data) + 4*len(p.Runs) + frames*(4+crypto.Overhead) + firstPiece/16
 }
 
@@ -59,8 +59,7 @@ func (p *Piece) giveBack() {
 // sealPiece seals a piece of a region into an object, in dst if it has the room, and
 // describes it for the leaf.
 func sealPiece(dst []byte, seal record.Seal, birth blockstore.Position, region uint64, p *Piece) (blockstore.Object, record.LeafObject, error) {
-	log := p.frameLog()
-	b, salt, err := seal.Segment(dst, region, p.Runs, p.Data, log)
+	b, salt, log, err := seal.Segment(dst, region, p.Runs, p.Data, p.frameLog())
 	if err != nil {
 		return blockstore.Object{}, record.LeafObject{}, err
 	}

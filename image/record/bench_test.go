@@ -13,7 +13,7 @@ func BenchmarkOpenFrame4K(b *testing.B) {
 		b.Run(c.String(), func(b *testing.B) {
 			w.seal.Compression = c
 			data := bytes.Repeat(sectors(1, 2)[4096:], 64)
-			obj, salt, err := w.seal.Segment(nil, 5, []Run{{0, 64}}, data, 12)
+			obj, salt, _, err := w.seal.Segment(nil, 5, []Run{{0, 64}}, data, 12)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -50,7 +50,7 @@ func BenchmarkSealSegment(b *testing.B) {
 				b.SetBytes(int64(len(data)))
 				b.ReportAllocs()
 				for b.Loop() {
-					if _, _, err := w.seal.Segment(dst, 5, []Run{{0, 256}}, data, 15); err != nil {
+					if _, _, _, err := w.seal.Segment(dst, 5, []Run{{0, 256}}, data, 15); err != nil {
 						b.Fatal(err)
 					}
 				}

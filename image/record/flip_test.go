@@ -28,7 +28,7 @@ func samples(t testing.TB, w world) []sample {
 	inner := &Inner{Level: 1, Index: 2, Children: []Child{{Ref: blockstore.Ref{Length: 100, Subtree: 200}}}}
 	store := blockstore.StoreID{7}
 	catalogue := &Catalogue{Counter: 5, Entries: []Entry{{Name: "web"}}}
-	segment, salt, err := w.seal.Segment(nil, 5, []Run{{3, 1}}, make([]byte, SectorSize), 12)
+	segment, salt, _, err := w.seal.Segment(nil, 5, []Run{{3, 1}}, make([]byte, SectorSize), 12)
 	ok(segment, err)
 	return []sample{
 		{"segment", segment, func(b []byte) error {

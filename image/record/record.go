@@ -19,6 +19,7 @@ const (
 	MaxImageSize      = 1 << 52                    // bytes
 	MinFrameLog       = 12                         // smallest frame: 4 KiB
 	MaxFrameLog       = 17                         // largest frame: 128 KiB
+	RawFrameLog       = 13                         // largest frame of what does not compress
 
 	signatureSize = 64
 )

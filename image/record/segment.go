@@ -28,11 +28,12 @@ type Run struct {
 // Segment seals data, the joined sectors of runs of one region, as one object
 // (docs/format.md §3, the paper's VMDE) and appends it to dst. Runs ascend, are
 // disjoint and not adjacent, and hold 1 to 256 sectors; a frame holds
-// 2^frameLog bytes, 12 to 17. The spare capacity of dst must not overlap data.
-// The salt is fresh: it belongs in the map, without it the object does not open.
-func (s Seal) Segment(dst []byte, region uint64, runs []Run, data []byte, frameLog uint8) (sealed []byte, salt crypto.Salt, err error) {
+// 2^frameLog bytes, 12 to 17, and less if none becomes smaller; log says how many. The
+// spare capacity of dst must not overlap data. The salt is fresh: it belongs in the map,
+// without it the object does not open.
+func (s Seal) Segment(dst []byte, region uint64, runs []Run, data []byte, frameLog uint8) (sealed []byte, salt crypto.Salt, log uint8, err error) {
 	if err := checkSegment(runs, len(data), frameLog); err != nil {
-		return nil, salt, fmt.Errorf("record: seal segment: %w", err)
+		return nil, salt, 0, fmt.Errorf("record: seal segment: %w", err)
 	}
 	first := appendRuns(make([]byte, 0, 1088), runs)
 	var table [blockstore.MaxFrames]uint32
@@ -42,13 +43,47 @@ func (s Seal) Segment(dst []byte, region uint64, runs []Run, data []byte, frameL
 	// The key is bound to the length table, so all is compressed before any is sealed.
 	sc := scratches.Get().(*scratch)
 	defer scratches.Put(sc)
-	packed := sc.buf[:0]
+	lengths, packed, log := sc.pack(table[:1], data, s.Compression, frameLog)
+
+	salt = crypto.NewSalt()
+	total := segmentHeader + 4*len(lengths)
+	for _, l := range lengths {
+		total += int(l & lengthMask)
+	}
+	start := len(dst)
+	dst = blockstore.AppendSegmentHeader(slices.Grow(dst, total), blockstore.SegmentHeader{
+		Suite: byte(s.Suite), FrameLog: log, Epoch: s.Epoch.ID(), Salt: salt, Lengths: lengths,
+	})
+	h := dst[start:]
+	key := s.Epoch.Key(crypto.PurposeSegment, crypto.Region(region), salt, h[:segmentBound], h[segmentHeader:])
+	sealer, err := crypto.NewSealer(s.Suite, key)
+	if err != nil {
+		return nil, salt, 0, fmt.Errorf("record: seal segment: %w", err)
+	}
+	dst = sealer.Seal(dst, first, nil, false)
+	for i, l := range lengths[1:] {
+		frame := data[:min(len(data), 1<<log)]
+		data = data[len(frame):]
+		if l>>28 != uint32(None) {
+			n := int(l&lengthMask) - crypto.Overhead
+			frame, packed = packed[:n], packed[n:]
+		}
+		dst = sealer.Seal(dst, frame, nil, i == len(lengths)-2)
+	}
+	return dst, salt, log, nil
+}
+
+// pack compresses data frame by frame: packed is what became smaller, joined, and lengths
+// grows by an entry of the segment's table for each frame.
+func (sc *scratch) pack(lengths []uint32, data []byte, c Compression, frameLog uint8) (_ []uint32, packed []byte, log uint8) {
+	first := len(lengths)
+	packed = sc.buf[:0]
 	vain := 0 // frames that did not become smaller, one after the other
 	for frame := range slices.Chunk(data, 1<<frameLog) {
 		length, encoding := len(frame), None
 		start := len(packed)
-		try := s.Compression
-		if vain >= vainMost && (len(lengths)-1)%vainStep != 0 {
+		try := c
+		if vain >= vainMost && (len(lengths)-first)%vainStep != 0 {
 			try = None
 		}
 		var kept bool
@@ -60,33 +95,14 @@ func (s Seal) Segment(dst []byte, region uint64, runs []Run, data []byte, frameL
 		lengths = append(lengths, uint32(encoding)<<28|uint32(length+crypto.Overhead))
 	}
 	sc.buf = packed
-
-	salt = crypto.NewSalt()
-	total := segmentHeader + 4*len(lengths)
-	for _, l := range lengths {
-		total += int(l & lengthMask)
+	if len(packed) > 0 || frameLog <= RawFrameLog {
+		return lengths, packed, frameLog
 	}
-	start := len(dst)
-	dst = blockstore.AppendSegmentHeader(slices.Grow(dst, total), blockstore.SegmentHeader{
-		Suite: byte(s.Suite), FrameLog: frameLog, Epoch: s.Epoch.ID(), Salt: salt, Lengths: lengths,
-	})
-	h := dst[start:]
-	key := s.Epoch.Key(crypto.PurposeSegment, crypto.Region(region), salt, h[:segmentBound], h[segmentHeader:])
-	sealer, err := crypto.NewSealer(s.Suite, key)
-	if err != nil {
-		return nil, salt, fmt.Errorf("record: seal segment: %w", err)
+	lengths = lengths[:first]
+	for frame := range slices.Chunk(data, 1<<RawFrameLog) {
+		lengths = append(lengths, uint32(None)<<28|uint32(len(frame)+crypto.Overhead))
 	}
-	dst = sealer.Seal(dst, first, nil, false)
-	for i, l := range lengths[1:] {
-		frame := data[:min(len(data), 1<<frameLog)]
-		data = data[len(frame):]
-		if l>>28 != uint32(None) {
-			n := int(l&lengthMask) - crypto.Overhead
-			frame, packed = packed[:n], packed[n:]
-		}
-		dst = sealer.Seal(dst, frame, nil, i == len(lengths)-2)
-	}
-	return dst, salt, nil
+	return lengths, nil, RawFrameLog
 }
 
 func checkSegment(runs []Run, data int, frameLog uint8) error {
@@ -201,6 +217,28 @@ func OpenSegmentHead(e *crypto.Epoch, region uint64, salt crypto.Salt, head []by
 		return nil, fmt.Errorf("record: open segment: %w", err)
 	}
 	return s, nil
+}
+
+// OpenRaw is [OpenSegmentHead] without the head, for an object of size bytes with so many
+// sectors in frames of 2^frameLog bytes, none of them compressed: all of the header follows
+// from that. A wrong guess shows when a frame does not open. Ok is false where the size
+// says that it would be one.
+func OpenRaw(suite crypto.Suite, e *crypto.Epoch, region uint64, salt crypto.Salt, frameLog uint8, sectors, size int) (s *Segment, ok bool) {
+	data, full := sectors*SectorSize, 1<<frameLog
+	frames := (data + full - 1) / full
+	runs := size - segmentHeader - 4*(1+frames) - data - frames*crypto.Overhead
+	if frames >= blockstore.MaxFrames || runs < crypto.Overhead {
+		return nil, false
+	}
+	lengths := append(make([]uint32, 0, 1+frames), uint32(runs))
+	for ; data > 0; data -= full {
+		lengths = append(lengths, uint32(None)<<28|uint32(min(data, full)+crypto.Overhead))
+	}
+	head := blockstore.AppendSegmentHeader(make([]byte, 0, segmentHeader+4*len(lengths)), blockstore.SegmentHeader{
+		Suite: byte(suite), FrameLog: frameLog, Epoch: e.ID(), Salt: salt, Lengths: lengths,
+	})
+	s, err := OpenSegmentHead(e, region, salt, head, size)
+	return s, err == nil
 }
 
 // Forget lets go of the object, so that s can be kept.
