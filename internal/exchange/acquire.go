@@ -21,9 +21,18 @@ const leaseTimeout = 60 * time.Second
 func (x *Exchange) Acquire(ctx context.Context, id blockstore.ImageID) error {
 	ctx, cancel := context.WithTimeout(ctx, leaseTimeout)
 	defer cancel()
-	leave, err := x.Enter(ctx, id)
+	unclaim := func() {}
+	if in := x.coming(id); in != nil {
+		unclaim = in.claim() // else a round that runs would be waited for
+	}
+	enter, err := x.Enter(ctx, id)
 	if err != nil {
+		unclaim()
 		return err
+	}
+	leave := func() {
+		enter()
+		unclaim()
 	}
 	chain, err := lease.Load(x.Store, id)
 	if err != nil || chain.Newest().Holder == x.Key.Public() {
@@ -89,7 +98,46 @@ func (x *Exchange) askComing(ctx context.Context, in *coming, id blockstore.Imag
 	if err != nil {
 		return err
 	}
-	return x.bring(ctx, in.client, id, d)
+	same, err := x.sameMap(id, d)
+	if err != nil {
+		return err
+	}
+	if same {
+		return x.bring(ctx, in.client, id, d)
+	}
+	// There was no time for the last round: what is missing comes while the image is in use.
+	j, err := x.offered(in.client, in.offer)
+	if err != nil {
+		return err
+	}
+	j.lazy, j.prefetch = true, true
+	have, known, release, err := j.local()
+	if err != nil {
+		return err
+	}
+	defer release()
+	if _, err := j.receive(ctx, d, id, have, known, have.Labels[LabelNoKeys] != ""); err != nil {
+		return err
+	}
+	return x.arrived(ctx, id)
+}
+
+// sameMap tells whether the map that a peer describes is the one that is here.
+func (x *Exchange) sameMap(id blockstore.ImageID, d *transfer.Description) (bool, error) {
+	_, raw, err := x.Store.Head(id)
+	if err != nil {
+		return false, err
+	}
+	here, err := blockstore.ParseCommit(raw)
+	if err != nil {
+		return false, err
+	}
+	there, err := blockstore.ParseCommit(d.Head)
+	if err != nil {
+		return false, err
+	}
+	a, b := here.Root, there.Root
+	return a == b || a != nil && b != nil && a.ID == b.ID, nil
 }
 
 // tell has the holder receive the state here: it does not know yet that it is the holder,

@@ -20,22 +20,68 @@ import (
 // coming is an image that is being handed over to this host by the holder of its lease.
 type coming struct {
 	client *transfer.Client // to the holder
-	taken  chan struct{}    // closed when this host has the lease
-	took   func()           // closes it
-	guest  atomic.Bool      // a guest has come, or is coming, with it
+	offer  *transfer.Offer
+	taken  chan struct{} // closed when this host has the lease
+	took   func()        // closes it
+	guest  atomic.Bool   // a guest has come, or is coming, with it
+
+	mu     sync.Mutex    // guards what follows
+	claims int           // that are under way
+	free   chan struct{} // closed when none is any more; nil: none is
+	cut    func()        // ends the round that runs
+}
+
+// claim cuts the round that runs short, for whoever opens the image waits, and keeps the
+// next from beginning until done.
+func (in *coming) claim() (done func()) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.claims++; in.claims == 1 {
+		in.free = make(chan struct{})
+	}
+	in.cut()
+	return sync.OnceFunc(func() {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		if in.claims--; in.claims == 0 {
+			close(in.free)
+			in.free = nil
+		}
+	})
+}
+
+// round begins a round as soon as no claim is under way; ctx is done when one is.
+func (in *coming) round(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	for {
+		in.mu.Lock()
+		free := in.free
+		if free == nil {
+			ctx, cut := context.WithCancel(ctx)
+			in.cut = cut
+			in.mu.Unlock()
+			return ctx, cut, nil
+		}
+		in.mu.Unlock()
+		select {
+		case <-free:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
 }
 
 // expect makes it known that an image comes over a connection, until end.
-func (x *Exchange) expect(id blockstore.ImageID, c *transfer.Client) (in *coming, end func(), err error) {
+func (x *Exchange) expect(c *transfer.Client, o *transfer.Offer) (in *coming, end func(), err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	id := o.Image
 	if old := x.comings[id]; old != nil {
 		if old.client.Conn.Peer.Key != c.Conn.Peer.Key {
 			return nil, nil, fmt.Errorf("image %v is being handed over already: %w", id, image.ErrInUse)
 		}
 		_ = old.client.Close() // it begins anew: the connection before is dead
 	}
-	in = &coming{client: c, taken: make(chan struct{})}
+	in = &coming{client: c, offer: o, taken: make(chan struct{}), cut: func() {}}
 	in.took = sync.OnceFunc(func() { close(in.taken) })
 	x.comings[id] = in
 	return in, sync.OnceFunc(func() {
@@ -94,7 +140,7 @@ func (x *Exchange) receiveHandover(ctx context.Context, c *transfer.Client, o *t
 	if _, _, err := x.acceptHandover(ctx, c, o); err != nil {
 		return err
 	}
-	in, end, err := x.expect(o.Image, c)
+	in, end, err := x.expect(c, o)
 	if err != nil {
 		return err
 	}
@@ -111,7 +157,14 @@ func (x *Exchange) receiveHandover(ctx context.Context, c *transfer.Client, o *t
 	}()
 	limit := rate.NewLimiter(followRate, followBurst)
 	for {
-		err := x.follow(untaken, c, o, progress)
+		round, cut, err := in.round(untaken)
+		if err == nil {
+			err = x.follow(round, c, o, progress)
+			if round.Err() != nil && untaken.Err() == nil {
+				err = nil // cut short by a claim, which tells
+			}
+			cut()
+		}
 		if err == nil {
 			err = limit.Wait(untaken)
 		}
