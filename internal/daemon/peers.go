@@ -132,6 +132,9 @@ func (n peersNames) Yield(ctx context.Context, id blockstore.ImageID, to [32]byt
 	})
 }
 
+// Written implements exchange.Names.
+func (n peersNames) Written(id blockstore.ImageID) int64 { return n.d.writers.Written(id) }
+
 // Mounted implements exchange.Names.
 func (n peersNames) Mounted(file string) (blockstore.ImageID, error) {
 	dirs, _ := n.d.mounts.dirs()
@@ -386,7 +389,7 @@ func (d *Daemon) migrate(ctx context.Context, c *call, r MigrateRequest) (any, e
 	}
 	m := exchange.Migration{
 		Names: r.Names, Peer: r.Peer, Lazy: r.Lazy, DryRun: r.DryRun, Bandwidth: r.Bandwidth, Timeout: time.Duration(r.Timeout),
-		Phase: func(name string) { c.note("%s", name) }, Progress: c.progress, Note: c.note,
+		Stage: c.stage, Progress: c.progress, Note: c.note,
 	}
 	if r.QMP != "" {
 		m.Guest = &exchange.Guest{Monitor: r.QMP, There: r.PeerQMP, Downtime: time.Duration(r.MaxDowntime)}
@@ -397,19 +400,37 @@ func (d *Daemon) migrate(ctx context.Context, c *call, r MigrateRequest) (any, e
 	began := time.Now()
 	got, err := d.peers.Migrate(ctx, m)
 	if err != nil {
-		return nil, fmt.Errorf("migrate: %w", err)
+		return nil, migrateFailed(err)
 	}
 	out := Migrated{
-		Names: r.Names, Peer: r.Peer, Rounds: []MigratedRound{}, Wire: got.Wire, Armed: int64(got.Armed), Offer: int64(got.Offer),
+		Names: r.Names, Peer: r.Peer, Phases: []MigratedPhase{}, Rounds: []MigratedRound{}, Freed: []string{}, Wire: got.Wire, Armed: int64(got.Armed), Offer: int64(got.Offer),
 		Fill: int64(got.Fill), Duration: int64(time.Since(began)),
 	}
+	for _, p := range got.Phases {
+		out.Phases = append(out.Phases, MigratedPhase{Phase: p.Phase, Duration: int64(p.Took)})
+	}
 	for _, round := range got.Rounds {
-		out.Rounds = append(out.Rounds, MigratedRound{Bytes: round.Bytes, Duration: int64(round.Took)})
+		out.Rounds = append(out.Rounds, MigratedRound{Bytes: round.Bytes, Duration: int64(round.Took), Sealing: int64(round.Sealed)})
 	}
 	if g := got.Guest; g != nil {
 		out.Guest = &MigratedGuest{Downtime: int64(g.Downtime), Paused: int64(g.Paused), Duration: int64(g.Total), Memory: g.Bytes}
 	}
+	if !r.Keep && !r.DryRun {
+		out.Freed = d.freeMoved(ctx, c, r.Names)
+	}
 	return out, nil
+}
+
+// migrateFailed says what is to be done after a migration that failed.
+func migrateFailed(err error) error {
+	out := *AsError(fmt.Errorf("migrate: %w", err))
+	switch {
+	case errors.Is(err, exchange.ErrMoved):
+		out.Hint = "the guest belongs there; what is missing comes by itself when both hosts are up"
+	case out.Hint == "":
+		out.Hint = "the disks have not moved, and what runs on them goes on here; once the reason has gone, the same command begins anew"
+	}
+	return &out
 }
 
 // leases tells who has written an image.

@@ -10,7 +10,10 @@ import (
 	"time"
 
 	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/audit"
+	"github.com/sealdisk/sealdisk/image/lease"
+	"github.com/sealdisk/sealdisk/image/record"
 )
 
 func (d *Daemon) mount(ctx context.Context, _ *call, r MountRequest) (any, error) {
@@ -194,6 +197,50 @@ func (d *Daemon) dropOrphans(ctx context.Context) (n int64, err error) {
 		n++
 	}
 	return n, nil
+}
+
+// freePatience is how long a QEMU whose guest has gone may still have the disk open.
+const freePatience = 3 * time.Second
+
+// freeMoved removes images that another host has as a whole, and the lease of, once nobody
+// here reads them any more. It gives the names of those that are gone.
+func (d *Daemon) freeMoved(ctx context.Context, c *call, names []string) (freed []string) {
+	freed = []string{}
+	late := time.After(freePatience)
+	tick := time.NewTicker(growingStep)
+	defer tick.Stop()
+	for _, name := range names {
+		e, err := d.names.find(name)
+		for err == nil {
+			err = d.removeImage(ctx, e, func() error { return d.checkMoved(e) })
+			if !errors.Is(err, image.ErrInUse) {
+				break
+			}
+			select {
+			case <-tick.C:
+				err = nil
+				continue
+			case <-late:
+				late = nil // the others are not waited for
+			case <-ctx.Done():
+			}
+		}
+		if err != nil {
+			c.note("this host keeps its copy of %s, read-only: %v; sealdisk rm %s frees it", name, err, name)
+			continue
+		}
+		freed = append(freed, e.Name)
+	}
+	return freed
+}
+
+// checkMoved fails if this host may write an image: it has come back.
+func (d *Daemon) checkMoved(e record.Entry) error {
+	chain, err := lease.Load(d.store, e.Image)
+	if err == nil && chain.Newest().Holder == d.host.Key.Public() {
+		err = fmt.Errorf("%s: this host has its lease: %w", e.Name, image.ErrExists)
+	}
+	return err
 }
 
 func (d *Daemon) stats(_ context.Context, _ *call, _ Nothing) (any, error) {

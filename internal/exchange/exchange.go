@@ -48,6 +48,8 @@ type Names interface {
 	Yield(ctx context.Context, id blockstore.ImageID, to [32]byte) error
 	// Mounted gives the image that a file of a mount of this host shows.
 	Mounted(file string) (blockstore.ImageID, error)
+	// Written is how many bytes were written to the image on mounts of this host.
+	Written(id blockstore.ImageID) int64
 	// Gone notes that the lease of an armed image has gone already.
 	Gone(id blockstore.ImageID, to peer.Fingerprint)
 	// Arm lets images go to a host as soon as nobody here writes any of them any more.

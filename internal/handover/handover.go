@@ -22,6 +22,7 @@ type state struct {
 	turn    sync.Mutex           // held while the lease is given away, and while a handle begins to write
 	handles map[*Handle]struct{} // guarded by turn
 	writing atomic.Int32         // those that were not flushed since they wrote, or were opened
+	written atomic.Int64         // bytes, by all handles there were
 	armed   atomic.Pointer[Armed]
 }
 
@@ -38,6 +39,10 @@ func (t *Table) state(id blockstore.ImageID) *state {
 	}
 	return s
 }
+
+// Written is how many bytes were written to an image through handles, what was written twice
+// counting twice.
+func (t *Table) Written(id blockstore.ImageID) int64 { return t.state(id).written.Load() }
 
 // Handle is one open of an image for writing. It is a disk that notes when it was flushed,
 // and asks for its turn before it writes again.
@@ -110,6 +115,7 @@ func (h *Handle) writes() {
 // WriteAt is that of the disk.
 func (h *Handle) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	h.writes()
+	h.s.written.Add(int64(len(p)))
 	return h.Disk.WriteAt(ctx, p, off)
 }
 
