@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sealdisk/sealdisk/internal/migratetest/pattern"
+	"github.com/sealdisk/sealdisk/internal/migratetest/marks"
 )
 
 // fault is a migration that something comes in between of. What is said here of its end is what
@@ -273,7 +273,7 @@ func (f *faulty) audit(at *host, flushed uint64) error {
 	if err != nil {
 		return err
 	}
-	d := pattern.Disk{Seed: seedOf(f.name), Blocks: st.Size() / pattern.BlockSize}
+	d := marks.Disk{Seed: seedOf(f.name), Blocks: st.Size() / marks.BlockSize}
 	if _, err := d.Audit(file, flushed); err != nil {
 		return fmt.Errorf("what was flushed, at %s: %w", at.name, err)
 	}

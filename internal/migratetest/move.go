@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sealdisk/sealdisk/internal/migratetest/pattern"
+	"github.com/sealdisk/sealdisk/internal/migratetest/marks"
 	"github.com/sealdisk/sealdisk/transfer/qemu"
 )
 
@@ -100,7 +100,7 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 		return o, err
 	}
 	writes, _ := source.beats()
-	o.written = writes * pattern.BlockSize
+	o.written = writes * marks.BlockSize
 	if err := target.runs(ctx); err != nil {
 		return o, err
 	}

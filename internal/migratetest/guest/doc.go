@@ -1,5 +1,5 @@
 // Command guest is the only program of the virtual machine that scripts/migrate-test moves: its
-// init. It writes blocks all over its disks (package pattern), remembers in its memory what is
+// init. It writes blocks all over its disks (package marks), remembers in its memory what is
 // where, and compares when it is told to.
 //
 // Kernel command line: guest.rate=BYTES writes as much a second to each disk (0: none),

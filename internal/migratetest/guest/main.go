@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sealdisk/sealdisk/internal/migratetest/pattern"
+	"github.com/sealdisk/sealdisk/internal/migratetest/marks"
 )
 
 const (
@@ -109,7 +109,7 @@ func option(name string) (int64, error) {
 
 // writer is a disk and what must be on it.
 type writer struct {
-	pattern.Disk
+	marks.Disk
 	f       *os.File
 	mu      sync.Mutex       // held while blocks are written or compared
 	has     map[int64]uint64 // the generation of what was written to each block last
@@ -136,11 +136,11 @@ func openDisk(name string, seed uint64) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	page, err := unix.Mmap(-1, 0, pattern.BlockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	page, err := unix.Mmap(-1, 0, marks.BlockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		return nil, err
 	}
-	return &writer{Disk: pattern.Disk{Seed: seed, Blocks: size / pattern.BlockSize}, f: f, has: map[int64]uint64{}, page: page}, nil
+	return &writer{Disk: marks.Disk{Seed: seed, Blocks: size / marks.BlockSize}, f: f, has: map[int64]uint64{}, page: page}, nil
 }
 
 // load writes blocks at a rate, in bytes per second, for ever.
@@ -148,7 +148,7 @@ func (w *writer) load(rate int64) error {
 	if rate == 0 {
 		select {}
 	}
-	step := time.Duration(perFsync*pattern.BlockSize) * time.Second / time.Duration(rate)
+	step := time.Duration(perFsync*marks.BlockSize) * time.Second / time.Duration(rate)
 	next := time.Now()
 	for {
 		if err := w.burst(); err != nil {
@@ -170,7 +170,7 @@ func (w *writer) burst() error {
 		w.gen++
 		n := w.Block(w.gen)
 		w.Fill(w.page, n, w.gen)
-		if _, err := w.f.WriteAt(w.page, n*pattern.BlockSize); err != nil {
+		if _, err := w.f.WriteAt(w.page, n*marks.BlockSize); err != nil {
 			return fmt.Errorf("write of block %d: %w", n, err)
 		}
 		w.has[n] = w.gen
@@ -208,7 +208,7 @@ func (w *writer) verify() (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for n, gen := range w.has {
-		if _, err := w.f.ReadAt(w.page, n*pattern.BlockSize); err != nil {
+		if _, err := w.f.ReadAt(w.page, n*marks.BlockSize); err != nil {
 			return 0, fmt.Errorf("read of block %d: %w", n, err)
 		}
 		if err := w.Check(w.page, n, gen, gen); err != nil {
