@@ -3,6 +3,8 @@ package exchange
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,6 +14,31 @@ import (
 	"github.com/sealdisk/sealdisk/transfer"
 	"github.com/sealdisk/sealdisk/transfer/peer"
 )
+
+// boundFill bounds what a peer fetches over connections of its own, which it does to fill an image
+// that has moved there, until done.
+func (x *Exchange) boundFill(key peer.Fingerprint, rate *peer.Rate) (done func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.fills[key] == nil {
+		x.fills[key] = map[*peer.Rate]struct{}{}
+	}
+	x.fills[key][rate] = struct{}{}
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if delete(x.fills[key], rate); len(x.fills[key]) == 0 {
+			delete(x.fills, key)
+		}
+	}
+}
+
+// fillRates are the bounds of a peer that fills images.
+func (x *Exchange) fillRates(key peer.Fingerprint) []*peer.Rate {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Collect(maps.Keys(x.fills[key]))
+}
 
 // Stage is where a migration stands: at the beginning of a phase, or after a round.
 type Stage struct {

@@ -257,8 +257,10 @@ func (mv *Moving) connect(ctx context.Context) (done func(), err error) {
 		rate, unbound := mv.x.bound(d.entry.Name, mv.m.Bandwidth)
 		conn.Bound(rate)
 		o := transfer.Offer{Version: transfer.Version, Image: d.entry.Image, Name: d.entry.Name, Follow: true, Handover: true, Lazy: mv.m.Lazy, Check: mv.m.DryRun}
+		filled := mv.x.boundFill(mv.to.Key, rate)
 		running.Go(func() {
 			defer unbound()
+			defer filled()
 			err := mv.x.server.Push(ctx, conn, o, func(r transfer.Report) { mv.heard(d, r) })
 			d.err = err
 			close(d.ended)
