@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -23,7 +24,13 @@ for when they are opened for writing there. So whatever moves the guest (libvirt
 its disks. With --qmp it moves the guest too: its memory goes through the same authenticated
 connection. The QEMU there must have been started with -incoming defer and the same disks from the
 peer's mount, and sealdisk serve --guests names the folder of its QMP socket.
-Until the handover Ctrl-C leaves everything as it was. Afterwards this host keeps its copy, read-only.
+Until the handover Ctrl-C leaves everything as it was. When all is there this host's copy is removed,
+unless something here still has it open or --keep is given: then it stays, read-only, and what goes back
+later is only what has changed. On standard error it says which phase begins and how each round went:
+bytes, their rate, the rate at which the guest writes, and how long the guest would stand still for its
+disks were they handed over now; with --json as lines of JSON. The report has the times of the phases
+and of the rounds; "sealing" is segmentation and sealing together, the rest of a round transmission, and
+opening and collation take place at the peer, in handover and fill.
 
 Example: sealdisk migrate web1 node2
          sealdisk migrate --qmp /run/web1.qmp web1 node2`,
@@ -31,6 +38,7 @@ Example: sealdisk migrate web1 node2
 			&cli.StringFlag{Name: "qmp", Usage: "move the guest whose monitor is `SOCKET`"},
 			&cli.StringFlag{Name: "peer-qmp", Usage: "`NAME` of the monitor there, in the peer's --guests folder (default: that of --qmp)"},
 			&cli.BoolFlag{Name: "lazy", Usage: "hand over once the map is there; the data follows"},
+			&cli.BoolFlag{Name: "keep", Usage: "keep this host's copy"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only find what would keep it from being done"},
 			&cli.StringFlag{Name: "bandwidth", Usage: "at most `RATE`, such as 500mbit"},
 			&cli.DurationFlag{Name: "max-downtime", Usage: "with --qmp: what QEMU aims at (default: its own)"},
@@ -47,7 +55,7 @@ func migrate(c *cli.Context) error {
 		return err
 	}
 	r := daemon.MigrateRequest{
-		Names: a[:len(a)-1], Peer: a[len(a)-1], PeerQMP: c.String("peer-qmp"), Lazy: c.Bool("lazy"), DryRun: c.Bool("dry-run"),
+		Names: a[:len(a)-1], Peer: a[len(a)-1], PeerQMP: c.String("peer-qmp"), Lazy: c.Bool("lazy"), DryRun: c.Bool("dry-run"), Keep: c.Bool("keep"),
 		MaxDowntime: int64(c.Duration("max-downtime")), Timeout: int64(c.Duration("handover-timeout")),
 	}
 	if r.Bandwidth, err = parseBandwidth(c.String("bandwidth")); err != nil {
@@ -82,17 +90,40 @@ func printMigrated(w io.Writer, got daemon.Migrated) {
 	defer t.Flush()
 	row := func(name, format string, args ...any) { fmt.Fprintf(t, name+"\t"+format+"\n", args...) }
 	ms := func(ns int64) time.Duration { return time.Duration(ns).Round(100 * time.Microsecond) }
-	for i, r := range got.Rounds {
-		row(fmt.Sprintf("round %d", i+1), "%s in %v", bytesText(r.Bytes), ms(r.Duration))
+	for _, p := range got.Phases {
+		row(p.Phase, "%v", ms(p.Duration))
 	}
-	row("handover", "%v after it was armed; the last close waited %v", ms(got.Armed), ms(got.Offer))
+	for i, r := range got.Rounds {
+		row(fmt.Sprintf("round %d", i+1), "%s in %v, of it %v for sealing", bytesText(r.Bytes), ms(r.Duration), ms(r.Sealing))
+	}
+	row("last close", "waited %v", ms(got.Offer))
 	if g := got.Guest; g != nil {
 		row("downtime", "%v as QEMU counts it, of it %v for the disks before they were given up", ms(g.Downtime), ms(g.Paused))
 		row("memory", "%s in %v", bytesText(g.Memory), ms(g.Duration))
 	}
-	row("fill", "%v", ms(got.Fill))
 	row("disks", "%s over the network", bytesText(got.Wire))
 	row("in all", "%v", ms(got.Duration))
+	if len(got.Freed) > 0 {
+		row("freed here", "%s", strings.Join(got.Freed, " "))
+	}
+}
+
+// armedStep is how often a line says how the rounds go while all waits for the handover.
+const armedStep = 10
+
+// stage says where a migration stands.
+func (e *env) stage(s *daemon.StageEvent) {
+	rates := fmt.Sprintf("%s/s; the guest writes %s/s", bytesText(s.Rate), bytesText(s.Dirty))
+	took := time.Duration(s.Duration).Round(time.Millisecond)
+	would := time.Duration(s.Downtime).Round(time.Millisecond)
+	switch {
+	case s.Round == 0:
+		e.say("%s", s.Phase)
+	case s.Duration == 0: // memory: QEMU counts it
+		e.say("%s: %s, %s; QEMU expects a downtime of %v", s.Phase, bytesText(s.Bytes), rates, would)
+	case s.Phase != "armed" || s.Round%armedStep == 1:
+		e.say("%s, round %d: %s in %v, %s; a handover now would take about %v", s.Phase, s.Round, bytesText(s.Bytes), took, rates, would)
+	}
 }
 
 func leaseCommand() *cli.Command {

@@ -119,6 +119,12 @@ func (e *env) show(ev daemon.Event) {
 	switch {
 	case ev.Note != "":
 		e.say("%s", ev.Note)
+	case ev.Stage != nil && e.json && !e.quiet:
+		if err := json.NewEncoder(e.err).Encode(ev.Stage); err != nil {
+			e.log.Debug("a stage that nobody sees", "err", err)
+		}
+	case ev.Stage != nil:
+		e.stage(ev.Stage)
 	case ev.Progress != nil && e.terminal && !e.quiet && !e.json:
 		e.progress(ev.Progress.Done, ev.Progress.Total)
 	}

@@ -46,7 +46,8 @@ var layer = map[string]int{
 	"cmd/slowlink":               8,
 	"internal/crashtest":         9,
 	"internal/migratetest":       9,
-	"internal/migratetest/guest": 0,
+	"internal/migratetest/guest": 1,
+	"internal/migratetest/marks": 0,
 }
 
 // testOnly are the packages that only tests may import, and each other.

@@ -46,6 +46,7 @@ const (
 type Event struct {
 	Progress *ProgressEvent `json:"progress,omitempty"`
 	Note     string         `json:"note,omitempty"`
+	Stage    *StageEvent    `json:"stage,omitempty"`
 	Fault    *FaultEvent    `json:"fault,omitempty"`
 	Result   any            `json:"result,omitempty"`
 	Error    *Error         `json:"error,omitempty"`
@@ -55,6 +56,18 @@ type Event struct {
 type ProgressEvent struct {
 	Done  int64 `json:"done"`
 	Total int64 `json:"total"`
+}
+
+// StageEvent is where a migration stands: at the beginning of a phase, or after a round of it.
+// Bytes per second, and ns.
+type StageEvent struct {
+	Phase    string `json:"phase"`
+	Round    int    `json:"round,omitempty"`
+	Bytes    int64  `json:"bytes,omitempty"`
+	Duration int64  `json:"duration,omitempty"`
+	Rate     int64  `json:"rate,omitempty"`
+	Dirty    int64  `json:"dirty_rate,omitempty"`         // that the guest writes
+	Downtime int64  `json:"estimated_downtime,omitempty"` // were the handover now
 }
 
 // FaultEvent is one thing that is wrong in a store.
@@ -397,6 +410,7 @@ type MigrateRequest struct {
 	PeerQMP     string   `json:"peer_qmp,omitempty"` // name of the monitor at the peer
 	Lazy        bool     `json:"lazy,omitempty"`
 	DryRun      bool     `json:"dry_run,omitempty"`
+	Keep        bool     `json:"keep,omitempty"`         // this host's copy
 	Bandwidth   int64    `json:"bandwidth,omitempty"`    // bytes per second
 	MaxDowntime int64    `json:"max_downtime,omitempty"` // ns; what QEMU aims at
 	Timeout     int64    `json:"timeout,omitempty"`      // ns that a close waits for the peer
@@ -406,7 +420,9 @@ type MigrateRequest struct {
 type Migrated struct {
 	Names    []string        `json:"names"`
 	Peer     string          `json:"peer"`
+	Phases   []MigratedPhase `json:"phases"`
 	Rounds   []MigratedRound `json:"rounds"`
+	Freed    []string        `json:"freed"`    // of the names: this host has no copy any more
 	Wire     int64           `json:"wire"`     // bytes, without the guest's memory
 	Armed    int64           `json:"armed"`    // from arming to the handover
 	Offer    int64           `json:"offer"`    // that the last close waited
@@ -415,10 +431,17 @@ type Migrated struct {
 	Guest    *MigratedGuest  `json:"guest,omitempty"`
 }
 
+// MigratedPhase is how long a phase took.
+type MigratedPhase struct {
+	Phase    string `json:"phase"`
+	Duration int64  `json:"duration"`
+}
+
 // MigratedRound is one round of copying.
 type MigratedRound struct {
 	Bytes    int64 `json:"bytes"`
 	Duration int64 `json:"duration"`
+	Sealing  int64 `json:"sealing"` // of that, at this host, segmentation included
 }
 
 // MigratedGuest is what QEMU says.

@@ -92,7 +92,7 @@ func readEvents(r io.Reader, result any, on Handler) error {
 	for {
 		var e reply
 		if err := dec.Decode(&e); err != nil {
-			return fail(CodeInternal, "", "daemon: the connection broke: %w", err)
+			return fail(CodeInternal, "the daemon has ended: start it again (sealdisk serve, or systemd does); what was flushed is there", "daemon: the connection broke: %w", err)
 		}
 		switch {
 		case e.Error != nil:

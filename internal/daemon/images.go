@@ -224,27 +224,37 @@ func (d *Daemon) remove(ctx context.Context, _ *call, r NameRequest) (any, error
 	if key.snapshot != "" {
 		return Nothing{}, d.removeSnapshot(ctx, e, key)
 	}
+	return Nothing{}, d.removeImage(ctx, e, func() error {
+		if r.Force {
+			return nil
+		}
+		return d.checkBare(ctx, e)
+	})
+}
+
+// removeImage removes an image that nobody uses, if check, made while nobody can begin to,
+// does not fail.
+func (d *Daemon) removeImage(ctx context.Context, e record.Entry, check func() error) error {
 	leave, err := d.peers.Enter(ctx, e.Image) // a pull would bring it back
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer leave()
+	key := diskKey{id: e.Image}
 	release, err := d.disks.claim(key, e.Name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer release()
-	if !r.Force { // claimed, so that none is made any more
-		if err := d.checkBare(ctx, e); err != nil {
-			return nil, err
-		}
+	if err := check(); err != nil {
+		return err
 	}
 	// The order is docs/format.md §11: the name first.
 	if err := d.names.remove(ctx, e.Image); err != nil {
-		return nil, err
+		return err
 	}
 	d.changed(key, e.Name)
-	return Nothing{}, d.drop(ctx, e.Image)
+	return d.drop(ctx, e.Image)
 }
 
 // checkBare fails if a claimed image has snapshots, or does not say.

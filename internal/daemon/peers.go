@@ -107,15 +107,22 @@ func (n peersNames) Change(ctx context.Context, id blockstore.ImageID, work func
 
 // Yield implements exchange.Names. Who reads the image here reads on.
 func (n peersNames) Yield(ctx context.Context, id blockstore.ImageID, to [32]byte) error {
-	chain, err := lease.Load(n.d.store, id)
+	gave := func(id blockstore.ImageID) (bool, error) {
+		chain, err := lease.Load(n.d.store, id)
+		return err == nil && chain.Newest().Holder == to, err
+	}
+	given, err := gave(id)
 	if err != nil {
 		return err
 	}
-	if chain.Newest().Holder == to { // it was given before, and the answer was lost
+	if given { // and the answer was lost, or it went with another
 		n.d.writers.Gone(id, peer.FingerprintOf(to))
 		return nil
 	}
-	return n.d.writers.Yield(id, peer.FingerprintOf(to), func() error {
+	return n.d.writers.Yield(id, peer.FingerprintOf(to), func(id blockstore.ImageID) error {
+		if given, err := gave(id); given || err != nil {
+			return err
+		}
 		disk, release, err := n.d.disks.acquire(ctx, diskKey{id: id}, holds)
 		if err != nil {
 			return err
@@ -131,6 +138,12 @@ func (n peersNames) Yield(ctx context.Context, id blockstore.ImageID, to [32]byt
 		return err
 	})
 }
+
+// Group implements exchange.Names.
+func (n peersNames) Group(id blockstore.ImageID) []blockstore.ImageID { return n.d.writers.Group(id) }
+
+// Written implements exchange.Names.
+func (n peersNames) Written(id blockstore.ImageID) int64 { return n.d.writers.Written(id) }
 
 // Mounted implements exchange.Names.
 func (n peersNames) Mounted(file string) (blockstore.ImageID, error) {
@@ -371,45 +384,6 @@ func (d *Daemon) push(ctx context.Context, c *call, r PushRequest) (any, error) 
 		return nil, fmt.Errorf("push %s: %w", r.Name, err)
 	}
 	return Pushed{Name: got.Name, Wire: got.Wire, Duration: int64(time.Since(began))}, nil
-}
-
-// maxTimeout of a close: QEMU answers nobody meanwhile.
-const maxTimeout = 30 * time.Second
-
-// migrate hands images over to a peer.
-func (d *Daemon) migrate(ctx context.Context, c *call, r MigrateRequest) (any, error) {
-	if len(r.Names) == 0 {
-		return nil, fail(CodeUsage, "", "no image is named")
-	}
-	if time.Duration(r.Timeout) > maxTimeout || r.Timeout < 0 {
-		return nil, fail(CodeUsage, "", "--handover-timeout is at most %v", maxTimeout)
-	}
-	m := exchange.Migration{
-		Names: r.Names, Peer: r.Peer, Lazy: r.Lazy, DryRun: r.DryRun, Bandwidth: r.Bandwidth, Timeout: time.Duration(r.Timeout),
-		Phase: func(name string) { c.note("%s", name) }, Progress: c.progress, Note: c.note,
-	}
-	if r.QMP != "" {
-		m.Guest = &exchange.Guest{Monitor: r.QMP, There: r.PeerQMP, Downtime: time.Duration(r.MaxDowntime)}
-	}
-	if err := d.host.Unlock(); err != nil {
-		return nil, err
-	}
-	began := time.Now()
-	got, err := d.peers.Migrate(ctx, m)
-	if err != nil {
-		return nil, fmt.Errorf("migrate: %w", err)
-	}
-	out := Migrated{
-		Names: r.Names, Peer: r.Peer, Rounds: []MigratedRound{}, Wire: got.Wire, Armed: int64(got.Armed), Offer: int64(got.Offer),
-		Fill: int64(got.Fill), Duration: int64(time.Since(began)),
-	}
-	for _, round := range got.Rounds {
-		out.Rounds = append(out.Rounds, MigratedRound{Bytes: round.Bytes, Duration: int64(round.Took)})
-	}
-	if g := got.Guest; g != nil {
-		out.Guest = &MigratedGuest{Downtime: int64(g.Downtime), Paused: int64(g.Paused), Duration: int64(g.Total), Memory: g.Bytes}
-	}
-	return out, nil
 }
 
 // leases tells who has written an image.

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sealdisk/sealdisk/internal/exchange"
 )
 
 const (
@@ -49,6 +51,13 @@ func (c *call) progress(done, total int64) {
 	if due {
 		c.emit(Event{Progress: &ProgressEvent{Done: done, Total: total}})
 	}
+}
+
+// stage passes on where a migration stands.
+func (c *call) stage(s exchange.Stage) {
+	c.emit(Event{Stage: &StageEvent{
+		Phase: s.Phase, Round: s.Round, Bytes: s.Bytes, Duration: int64(s.Took), Rate: s.Rate, Dirty: s.Dirty, Downtime: int64(s.Downtime),
+	}})
 }
 
 func (c *call) note(format string, args ...any) { c.emit(Event{Note: fmt.Sprintf(format, args...)}) }

@@ -10,7 +10,11 @@ import (
 	"time"
 
 	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/audit"
+	"github.com/sealdisk/sealdisk/image/lease"
+	"github.com/sealdisk/sealdisk/image/record"
+	"github.com/sealdisk/sealdisk/internal/exchange"
 )
 
 func (d *Daemon) mount(ctx context.Context, _ *call, r MountRequest) (any, error) {
@@ -194,6 +198,107 @@ func (d *Daemon) dropOrphans(ctx context.Context) (n int64, err error) {
 		n++
 	}
 	return n, nil
+}
+
+// maxTimeout of a close: QEMU answers nobody meanwhile.
+const maxTimeout = 30 * time.Second
+
+// migrate hands images over to a peer.
+func (d *Daemon) migrate(ctx context.Context, c *call, r MigrateRequest) (any, error) {
+	if len(r.Names) == 0 {
+		return nil, fail(CodeUsage, "", "no image is named")
+	}
+	if time.Duration(r.Timeout) > maxTimeout || r.Timeout < 0 {
+		return nil, fail(CodeUsage, "", "--handover-timeout is at most %v", maxTimeout)
+	}
+	m := exchange.Migration{
+		Names: r.Names, Peer: r.Peer, Lazy: r.Lazy, DryRun: r.DryRun, Bandwidth: r.Bandwidth, Timeout: time.Duration(r.Timeout),
+		Stage: c.stage, Progress: c.progress, Note: c.note,
+	}
+	if r.QMP != "" {
+		m.Guest = &exchange.Guest{Monitor: r.QMP, There: r.PeerQMP, Downtime: time.Duration(r.MaxDowntime)}
+	}
+	if err := d.host.Unlock(); err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	got, err := d.peers.Migrate(ctx, m)
+	if err != nil {
+		return nil, migrateFailed(err)
+	}
+	out := Migrated{
+		Names: r.Names, Peer: r.Peer, Phases: []MigratedPhase{}, Rounds: []MigratedRound{}, Freed: []string{}, Wire: got.Wire, Armed: int64(got.Armed), Offer: int64(got.Offer),
+		Fill: int64(got.Fill), Duration: int64(time.Since(began)),
+	}
+	for _, p := range got.Phases {
+		out.Phases = append(out.Phases, MigratedPhase{Phase: p.Phase, Duration: int64(p.Took)})
+	}
+	for _, round := range got.Rounds {
+		out.Rounds = append(out.Rounds, MigratedRound{Bytes: round.Bytes, Duration: int64(round.Took), Sealing: int64(round.Sealed)})
+	}
+	if g := got.Guest; g != nil {
+		out.Guest = &MigratedGuest{Downtime: int64(g.Downtime), Paused: int64(g.Paused), Duration: int64(g.Total), Memory: g.Bytes}
+	}
+	if !r.Keep && !r.DryRun {
+		out.Freed = d.freeMoved(ctx, c, r.Names)
+	}
+	return out, nil
+}
+
+// migrateFailed says what is to be done after a migration that failed.
+func migrateFailed(err error) error {
+	out := *AsError(fmt.Errorf("migrate: %w", err))
+	switch {
+	case errors.Is(err, exchange.ErrMoved):
+		out.Hint = "the guest belongs there; what is missing comes by itself when both hosts are up"
+	case out.Hint == "":
+		out.Hint = "the disks have not moved, and what runs on them goes on here; once the reason has gone, the same command begins anew"
+	}
+	return &out
+}
+
+// freePatience is how long a QEMU whose guest has gone may still have the disk open.
+const freePatience = 3 * time.Second
+
+// freeMoved removes images that another host has as a whole, and the lease of, once nobody
+// here reads them any more. It gives the names of those that are gone.
+func (d *Daemon) freeMoved(ctx context.Context, c *call, names []string) (freed []string) {
+	freed = []string{}
+	late := time.After(freePatience)
+	tick := time.NewTicker(growingStep)
+	defer tick.Stop()
+	for _, name := range names {
+		e, err := d.names.find(name)
+		for err == nil {
+			err = d.removeImage(ctx, e, func() error { return d.checkMoved(e) })
+			if !errors.Is(err, image.ErrInUse) {
+				break
+			}
+			select {
+			case <-tick.C:
+				err = nil
+				continue
+			case <-late:
+				late = nil // the others are not waited for
+			case <-ctx.Done():
+			}
+		}
+		if err != nil {
+			c.note("this host keeps its copy of %s, read-only: %v; sealdisk rm %s frees it", name, err, name)
+			continue
+		}
+		freed = append(freed, e.Name)
+	}
+	return freed
+}
+
+// checkMoved fails if this host may write an image: it has come back.
+func (d *Daemon) checkMoved(e record.Entry) error {
+	chain, err := lease.Load(d.store, e.Image)
+	if err == nil && chain.Newest().Holder == d.host.Key.Public() {
+		err = fmt.Errorf("%s: this host has its lease: %w", e.Name, image.ErrExists)
+	}
+	return err
 }
 
 func (d *Daemon) stats(_ context.Context, _ *call, _ Nothing) (any, error) {

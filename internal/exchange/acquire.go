@@ -55,7 +55,10 @@ func (x *Exchange) Acquire(ctx context.Context, id blockstore.ImageID) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %s has not given it yet: %w", image.ErrNotHolder, p.Name, ctx.Err())
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, blockstore.ErrNoSpace): // it may have been given: once there is room it is asked for again
+		return fmt.Errorf("%s has the lease: %w", p.Name, err)
+	case err != nil:
 		return fmt.Errorf("%w: %s has it: %w", image.ErrNotHolder, p.Name, err)
 	}
 	x.Log.Warn("this host has the lease from now on", "image", id.String(), "from", p.Name)

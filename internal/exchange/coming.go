@@ -11,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/sealdisk/sealdisk/blockstore"
+	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/transfer"
@@ -21,9 +22,10 @@ import (
 type coming struct {
 	client *transfer.Client // to the holder
 	offer  *transfer.Offer
-	taken  chan struct{} // closed when this host has the lease
-	took   func()        // closes it
-	guest  atomic.Bool   // a guest has come, or is coming, with it
+	taken  chan struct{}       // closed when this host has the lease
+	took   func()              // closes it
+	guest  atomic.Bool         // a guest has come, or is coming, with it
+	opened blockstore.ObjectID // the keyring that this host is known to open
 
 	mu     sync.Mutex    // guards what follows
 	claims int           // that are under way
@@ -100,6 +102,49 @@ func (x *Exchange) coming(id blockstore.ImageID) *coming {
 	return x.comings[id]
 }
 
+// keyringOf gives the keyring that a description names.
+func keyringOf(d *transfer.Description) (blockstore.ObjectID, error) {
+	c, err := blockstore.ParseCommit(d.Head)
+	if err != nil {
+		return blockstore.ObjectID{}, err
+	}
+	return c.Keyring.ID, nil
+}
+
+// mustOpen says whether it is not known yet that this host, which is to write the image, opens
+// the keyring that d names.
+func (in *coming) mustOpen(d *transfer.Description) bool {
+	if in == nil {
+		return false
+	}
+	id, err := keyringOf(d)
+	return err != nil || id != in.opened
+}
+
+// opens notes that this host does.
+func (in *coming) opens(d *transfer.Description) {
+	if in == nil {
+		return
+	}
+	if id, err := keyringOf(d); err == nil {
+		in.opened = id
+	}
+}
+
+// ownKeys fails if this host does not open what is sealed to its own recipients
+// ([crypto.ErrNoIdentity]): it need not ask to become one.
+func (x *Exchange) ownKeys(id blockstore.ImageID) error {
+	k := crypto.Keyring{Image: id, Epochs: []*crypto.Epoch{crypto.NewEpoch()}, Recipients: x.Recipients}
+	raw, err := k.Seal()
+	if err == nil {
+		_, err = crypto.OpenKeyring(raw, id, x.Identities)
+	}
+	if err != nil {
+		return fmt.Errorf("this host's identity is not that of its recipients: %w: %w", crypto.ErrNoIdentity, err)
+	}
+	return nil
+}
+
 // acceptHandover checks that who offers to hand an image over is a host of it, and holds its lease.
 func (x *Exchange) acceptHandover(ctx context.Context, c *transfer.Client, o *transfer.Offer) (*transfer.Description, *blockstore.CommitPublic, error) {
 	from, err := x.Book.Pinned(c.Conn.Peer.Key)
@@ -140,6 +185,11 @@ func (x *Exchange) receiveHandover(ctx context.Context, c *transfer.Client, o *t
 	if _, _, err := x.acceptHandover(ctx, c, o); err != nil {
 		return err
 	}
+	if err := x.Growing.Acquire(ctx, 1); err != nil { // the collector waits: a claim must not
+		return err
+	}
+	collectable := sync.OnceFunc(func() { x.Growing.Release(1) })
+	defer collectable()
 	in, end, err := x.expect(c, o)
 	if err != nil {
 		return err
@@ -159,7 +209,7 @@ func (x *Exchange) receiveHandover(ctx context.Context, c *transfer.Client, o *t
 	for {
 		round, cut, err := in.round(untaken)
 		if err == nil {
-			err = x.follow(round, c, o, progress)
+			err = x.follow(round, in, o, progress)
 			if round.Err() != nil && untaken.Err() == nil {
 				err = nil // cut short by a claim, which tells
 			}
@@ -170,6 +220,7 @@ func (x *Exchange) receiveHandover(ctx context.Context, c *transfer.Client, o *t
 		}
 		if x.taken(ctx, in, o.Image, err) {
 			end()
+			collectable()
 			return x.Fill(ctx, o.Image, true, progress)
 		}
 		if err != nil {
@@ -218,6 +269,13 @@ func (x *Exchange) checkHandover(ctx context.Context, c *transfer.Client, o *tra
 	if err := j.checkImage(d, have, known); err != nil {
 		return err
 	}
+	opens, err := j.opens(ctx, d)
+	if err == nil && !opens {
+		err = x.ownKeys(d.Image)
+	}
+	if err != nil {
+		return err
+	}
 	if known || head.Root == nil { // what a known image lacks is not known yet
 		return nil
 	}
@@ -231,19 +289,19 @@ func (x *Exchange) checkHandover(ctx context.Context, c *transfer.Client, o *tra
 }
 
 // follow brings the newest state, says so, and waits for the next.
-func (x *Exchange) follow(ctx context.Context, c *transfer.Client, o *transfer.Offer, progress func(done, total int64)) error {
-	j, err := x.offered(c, o)
+func (x *Exchange) follow(ctx context.Context, in *coming, o *transfer.Offer, progress func(done, total int64)) error {
+	j, err := x.offered(in.client, o)
 	if err != nil {
 		return err
 	}
-	j.keys, j.lazy, j.later, j.prefetch, j.progress = keysWanted, o.Lazy, true, true, progress
+	j.in, j.keys, j.lazy, j.later, j.prefetch, j.progress = in, keysWanted, o.Lazy, true, true, progress
 	began := time.Now()
 	got, err := j.run(ctx)
 	if err != nil {
 		return err
 	}
 	x.Log.Debug("a round", "image", j.name, "took", time.Since(began), "bytes", got.Bytes)
-	if err := c.Report(ctx, transfer.Report{State: transfer.At, Sequence: got.Position.Sequence}); err != nil {
+	if err := in.client.Report(ctx, transfer.Report{State: transfer.At, Sequence: got.Position.Sequence}); err != nil {
 		return err
 	}
 	return j.wait(ctx, got.Image)

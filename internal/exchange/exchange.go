@@ -44,10 +44,15 @@ type Names interface {
 	Relabel(ctx context.Context, id blockstore.ImageID, labels map[string]string) error
 	// Change runs work on the image, which this host may write.
 	Change(ctx context.Context, id blockstore.ImageID, work func(*image.Disk) error) error
-	// Yield gives the lease of an image to a host while nobody here writes it ([image.ErrInUse]).
+	// Group gives the images that go together with one, itself among them.
+	Group(id blockstore.ImageID) []blockstore.ImageID
+	// Yield gives the lease of an image, and of those that go together with it, to a host while
+	// nobody here writes them ([image.ErrInUse]).
 	Yield(ctx context.Context, id blockstore.ImageID, to [32]byte) error
 	// Mounted gives the image that a file of a mount of this host shows.
 	Mounted(file string) (blockstore.ImageID, error)
+	// Written is how many bytes were written to the image on mounts of this host.
+	Written(id blockstore.ImageID) int64
 	// Gone notes that the lease of an armed image has gone already.
 	Gone(id blockstore.ImageID, to peer.Fingerprint)
 	// Arm lets images go to a host as soon as nobody here writes any of them any more.
@@ -95,7 +100,8 @@ type Exchange struct {
 	bounds   map[string]map[*peer.Rate]struct{} // of pulls and pushes that run, by the image's name here
 	partials map[blockstore.ImageID]*partial
 	comings  map[blockstore.ImageID]*coming
-	leaving  map[blockstore.ImageID]bool        // migrations of this host
+	leaving  map[blockstore.ImageID]bool // migrations of this host
+	fills    map[peer.Fingerprint]map[*peer.Rate]struct{}
 	sent     map[peer.Fingerprint]*atomic.Int64 // bytes that went to peers
 }
 
@@ -105,7 +111,7 @@ func New(o Options) (*Exchange, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &Exchange{Options: o, endpoint: endpoint, busy: map[blockstore.ImageID]chan struct{}{}, brought: map[peer.Fingerprint]int64{}, rates: map[peer.Fingerprint]*peer.Rate{}, bounds: map[string]map[*peer.Rate]struct{}{}, partials: map[blockstore.ImageID]*partial{}, comings: map[blockstore.ImageID]*coming{}, leaving: map[blockstore.ImageID]bool{}, sent: map[peer.Fingerprint]*atomic.Int64{}}
+	x := &Exchange{Options: o, endpoint: endpoint, busy: map[blockstore.ImageID]chan struct{}{}, brought: map[peer.Fingerprint]int64{}, rates: map[peer.Fingerprint]*peer.Rate{}, bounds: map[string]map[*peer.Rate]struct{}{}, partials: map[blockstore.ImageID]*partial{}, comings: map[blockstore.ImageID]*coming{}, leaving: map[blockstore.ImageID]bool{}, fills: map[peer.Fingerprint]map[*peer.Rate]struct{}{}, sent: map[peer.Fingerprint]*atomic.Int64{}}
 	x.life, x.end = context.WithCancel(context.Background())
 	x.server = transfer.NewServer(o.Store, x, o.Metrics.Refused, o.Log)
 	return x, nil
@@ -116,6 +122,9 @@ func (x *Exchange) Listen(ctx context.Context, l net.Listener) error {
 	return transfer.Listen(ctx, l, x.endpoint, x.Metrics.Refused, x.Log, func(_ context.Context, c *peer.Conn) {
 		x.meter(c)
 		c.Bound(x.rate(c.Peer))
+		for _, r := range x.fillRates(c.Peer.Key) {
+			c.Bound(r)
+		}
 		answer := x.server.Handle
 		if c.Protocol != peer.Forward {
 			answer = x.server.Admit

@@ -3,6 +3,8 @@ package exchange
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,6 +14,90 @@ import (
 	"github.com/sealdisk/sealdisk/transfer"
 	"github.com/sealdisk/sealdisk/transfer/peer"
 )
+
+// boundFill bounds what a peer fetches over connections of its own, which it does to fill an image
+// that has moved there, until done.
+func (x *Exchange) boundFill(key peer.Fingerprint, rate *peer.Rate) (done func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.fills[key] == nil {
+		x.fills[key] = map[*peer.Rate]struct{}{}
+	}
+	x.fills[key][rate] = struct{}{}
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if delete(x.fills[key], rate); len(x.fills[key]) == 0 {
+			delete(x.fills, key)
+		}
+	}
+}
+
+// fillRates are the bounds of a peer that fills images.
+func (x *Exchange) fillRates(key peer.Fingerprint) []*peer.Rate {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Collect(maps.Keys(x.fills[key]))
+}
+
+// Stage is where a migration stands: at the beginning of a phase, or after a round.
+type Stage struct {
+	Phase    string
+	Round    int           // 0: the phase begins
+	Bytes    int64         // of the round, over the network
+	Took     time.Duration // that the round took
+	Rate     int64         // bytes per second
+	Dirty    int64         // bytes per second that were written since the one before
+	Downtime time.Duration // that the disks would add to the guest's, were they handed over now
+}
+
+// PhaseTime is how long a phase took.
+type PhaseTime struct {
+	Phase string
+	Took  time.Duration
+}
+
+// enter begins a phase.
+func (mv *Moving) enter(phase string) {
+	mv.leave()
+	mv.mu.Lock()
+	mv.out.Phases = append(mv.out.Phases, PhaseTime{Phase: phase})
+	mv.phase = time.Now()
+	mv.mu.Unlock()
+	mv.m.Stage(Stage{Phase: phase})
+}
+
+// leave notes how long the phase took.
+func (mv *Moving) leave() {
+	mv.mu.Lock()
+	defer mv.mu.Unlock()
+	if n := len(mv.out.Phases); n > 0 {
+		mv.out.Phases[n-1].Took = time.Since(mv.phase)
+	}
+}
+
+// written is how many bytes were written to all images so far.
+func (mv *Moving) written() (n int64) {
+	for _, d := range mv.disks {
+		n += mv.x.Names.Written(d.entry.Image)
+	}
+	return n
+}
+
+// tell tells of a round. The next one has to bring what is written during this one and the pause
+// after it.
+func (mv *Moving) tell(phase string, n int, r Round) {
+	perSecond := func(n int64, took time.Duration) int64 { return int64(float64(n) / max(took.Seconds(), 1e-3)) }
+	now, written := time.Now(), mv.written()
+	mv.mu.Lock()
+	dirty := perSecond(written-mv.toldOf, now.Sub(mv.told))
+	mv.told, mv.toldOf = now, written
+	mv.mu.Unlock()
+	s := Stage{Phase: phase, Round: n, Bytes: r.Bytes, Took: r.Took, Rate: perSecond(r.Bytes, r.Took), Dirty: dirty}
+	next := float64(dirty) * (r.Took + keepPause).Seconds()
+	s.Downtime = time.Duration(float64(r.Took) * min(1, next/float64(max(r.Bytes, 1))))
+	mv.m.Stage(s)
+}
 
 // gone says whether the destination has the leases of all images.
 func (mv *Moving) gone() bool {
@@ -40,7 +126,7 @@ func (mv *Moving) handOver(ctx context.Context) (guest, err error) {
 			mv.x.Names.Gone(id, mv.to.Key)
 		}
 	}
-	mv.m.Phase(PhaseArmed)
+	mv.enter(PhaseArmed)
 	began := time.Now()
 	guest, err = mv.waitGiven(ctx, armed, len(ids))
 	armed.Disarm() // none is being given any more
@@ -48,9 +134,9 @@ func (mv *Moving) handOver(ctx context.Context) (guest, err error) {
 	case left == len(ids):
 		return nil, err
 	case left > 0:
-		return nil, fmt.Errorf("%d of %d images are %s's now; the others go there when they are opened for writing there: %w", len(ids)-left, len(ids), mv.to.Name, err)
+		return nil, fmt.Errorf("%w, %s, as far as %d of %d; the others go there when they are opened for writing there: %w", ErrMoved, mv.to.Name, len(ids)-left, len(ids), err)
 	}
-	mv.m.Phase(PhaseHandover)
+	mv.enter(PhaseHandover)
 	mv.mu.Lock()
 	mv.out.Armed = time.Since(began)
 	mv.mu.Unlock()
@@ -89,15 +175,17 @@ const keepPause = 200 * time.Millisecond
 // when the guest stands still; it takes a third of the time at most.
 func (mv *Moving) keepClose(ctx context.Context) {
 	pause := keepPause
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return
 		}
 		began := time.Now()
-		if err := mv.sync(ctx); err != nil {
+		if r, err := mv.round(ctx); err != nil {
 			mv.x.Log.Debug("a round while armed", "err", err) // whoever waits for the handover learns why
+		} else {
+			mv.tell(PhaseArmed, n, r)
 		}
 		pause = max(keepPause, 2*time.Since(began))
 	}

@@ -58,7 +58,7 @@ func (mv *Moving) drive(ctx context.Context) error {
 	carried := make(chan error, 1)
 	go func() { carried <- transfer.Tunnel(carrying, conn, local) }()
 	report, err := monitor.Migrate(ctx, qemu.Options{
-		URI: "fd:" + streamName, Downtime: g.Downtime, Bandwidth: mv.m.Bandwidth, Progress: mv.m.Progress,
+		URI: "fd:" + streamName, Downtime: g.Downtime, Bandwidth: mv.m.Bandwidth, Progress: mv.memory(),
 		Paused: func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, mv.m.Timeout)
 			defer cancel()
@@ -81,6 +81,21 @@ func (mv *Moving) drive(ctx context.Context) error {
 	}
 	mv.x.Log.Info("the stream of the guest's memory has ended", "err", err)
 	return nil
+}
+
+// memoryStep is how often the way of the memory is told of.
+const memoryStep = time.Second
+
+// memory makes stages of what QEMU says of its memory.
+func (mv *Moving) memory() func(qemu.Progress) {
+	n, next := 0, time.Now().Add(memoryStep)
+	return func(p qemu.Progress) {
+		mv.m.Progress(p.Done, p.Total)
+		if now := time.Now(); now.After(next) {
+			n, next = n+1, now.Add(memoryStep)
+			mv.m.Stage(Stage{Phase: PhaseMemory, Round: n, Bytes: p.Done, Rate: p.Rate, Dirty: p.Dirty, Downtime: p.Downtime})
+		}
+	}
 }
 
 // checkGuest finds what would keep the guest from moving, before anything is copied.

@@ -66,8 +66,13 @@ func (x *Exchange) Changed(id blockstore.ImageID) <-chan struct{} { return x.Sha
 
 // Grant implements transfer.Images. Nobody here may have the image open for writing.
 func (x *Exchange) Grant(ctx context.Context, p peer.Peer, public [32]byte, id blockstore.ImageID) error {
-	if x.Partial(id) {
-		return fmt.Errorf("%w: the image is not whole there", transfer.ErrRefused)
+	for _, one := range x.Names.Group(id) { // all or none
+		if x.Partial(one) {
+			return fmt.Errorf("%w: the image is not whole there", transfer.ErrRefused)
+		}
+		if _, err := x.Find(p, one.String(), peer.Host); err != nil {
+			return fmt.Errorf("%w: not all disks of the guest may go: %w", transfer.ErrRefused, err)
+		}
 	}
 	err := x.Names.Yield(ctx, id, public)
 	switch {

@@ -29,28 +29,34 @@ type Migration struct {
 	// Timeout bounds how long the close of the last writing handle waits for the destination.
 	Timeout  time.Duration
 	Guest    *Guest // moves too; nil: somebody else moves it
-	Phase    func(name string)
+	Stage    func(Stage)
 	Progress func(done, total int64)
 	Note     func(format string, args ...any)
 }
+
+// ErrMoved: what failed is what comes after the handover. The disks are the destination's.
+var ErrMoved = errors.New("the disks are the peer's now")
 
 // Phases of a migration, in order.
 const (
 	PhasePrepare  = "prepare"
 	PhaseCopy     = "copy"
 	PhaseArmed    = "armed"
+	PhaseMemory   = "memory" // of the guest, while armed; told of, but not counted as one
 	PhaseHandover = "handover"
 	PhaseFill     = "fill"
 )
 
 // Round is one round of copying.
 type Round struct {
-	Bytes int64 // over the network
-	Took  time.Duration
+	Bytes  int64 // over the network
+	Took   time.Duration
+	Sealed time.Duration // of that, until what was written was cut into segments and sealed
 }
 
 // Migrated says how it went.
 type Migrated struct {
+	Phases []PhaseTime
 	Rounds []Round
 	Wire   int64         // bytes over the network, all of it
 	Offer  time.Duration // that the last close waited, and with it the guest
@@ -70,8 +76,11 @@ type Moving struct {
 	lost   chan struct{}             // closed when one of the pushes failed
 	fail   func()                    // closes it
 
-	mu  sync.Mutex // guards out
-	out Migrated
+	mu     sync.Mutex // guards what follows
+	out    Migrated
+	phase  time.Time // when the last of out.Phases began
+	told   time.Time // when tell was last called
+	toldOf int64     // bytes that were written by then
 }
 
 // moving is one of its images.
@@ -120,7 +129,8 @@ func (x *Exchange) Migrate(ctx context.Context, m Migration) (Migrated, error) {
 }
 
 func (mv *Moving) run(ctx context.Context) error {
-	mv.m.Phase(PhasePrepare)
+	mv.enter(PhasePrepare)
+	defer mv.leave()
 	if mv.m.Guest != nil {
 		if err := mv.checkGuest(ctx); err != nil {
 			return err
@@ -134,7 +144,7 @@ func (mv *Moving) run(ctx context.Context) error {
 	if mv.m.DryRun {
 		return mv.whole()
 	}
-	mv.m.Phase(PhaseCopy)
+	mv.enter(PhaseCopy)
 	if err := mv.rounds(ctx); err != nil && !mv.gone() { // somebody may have opened them there meanwhile
 		return err
 	}
@@ -142,13 +152,13 @@ func (mv *Moving) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	mv.m.Phase(PhaseFill)
+	mv.enter(PhaseFill)
 	began := time.Now()
 	if err := mv.whole(); err != nil { // what is missing comes when both hosts are up
-		return errors.Join(guest, fmt.Errorf("the disks are %s's now, and not whole there yet: %w", mv.to.Name, err))
+		return errors.Join(guest, fmt.Errorf("%w, %s, and not whole there yet: %w", ErrMoved, mv.to.Name, err))
 	}
 	if guest != nil {
-		return fmt.Errorf("the disks are %s's now, but of the guest QEMU says: %w", mv.to.Name, guest)
+		return fmt.Errorf("%w, %s, but of the guest QEMU says: %w", ErrMoved, mv.to.Name, guest)
 	}
 	mv.mu.Lock()
 	defer mv.mu.Unlock()
@@ -247,8 +257,10 @@ func (mv *Moving) connect(ctx context.Context) (done func(), err error) {
 		rate, unbound := mv.x.bound(d.entry.Name, mv.m.Bandwidth)
 		conn.Bound(rate)
 		o := transfer.Offer{Version: transfer.Version, Image: d.entry.Image, Name: d.entry.Name, Follow: true, Handover: true, Lazy: mv.m.Lazy, Check: mv.m.DryRun}
+		filled := mv.x.boundFill(mv.to.Key, rate)
 		running.Go(func() {
 			defer unbound()
+			defer filled()
 			err := mv.x.server.Push(ctx, conn, o, func(r transfer.Report) { mv.heard(d, r) })
 			d.err = err
 			close(d.ended)
@@ -321,21 +333,29 @@ func (x *Exchange) commit(ctx context.Context, id blockstore.ImageID) (blockstor
 
 // sync commits all images and returns when the destination has them so.
 func (mv *Moving) sync(ctx context.Context) error {
+	_, err := mv.round(ctx)
+	return err
+}
+
+// round is sync, and tells how it went.
+func (mv *Moving) round(ctx context.Context) (Round, error) {
 	var g errgroup.Group
-	for _, d := range mv.disks {
+	sealed := make([]time.Duration, len(mv.disks))
+	began, before := time.Now(), mv.sent()
+	for i, d := range mv.disks {
 		g.Go(func() error {
-			began := time.Now()
 			at, err := mv.x.commit(ctx, d.entry.Image)
 			if err != nil {
 				return fmt.Errorf("%s: %w", d.entry.Name, err)
 			}
-			committed := time.Since(began)
+			sealed[i] = time.Since(began)
 			err = d.await(ctx, at)
-			mv.x.Log.Debug("a round", "image", d.entry.Name, "commit", committed, "in all", time.Since(began), "err", err)
+			mv.x.Log.Debug("a round", "image", d.entry.Name, "commit", sealed[i], "in all", time.Since(began), "err", err)
 			return err
 		})
 	}
-	return g.Wait()
+	err := g.Wait()
+	return Round{Bytes: mv.sent() - before, Took: time.Since(began), Sealed: slices.Max(sealed)}, err
 }
 
 // sent is how many bytes went to the destination so far, but for the guest's memory.
@@ -351,16 +371,16 @@ func (mv *Moving) sent() int64 {
 // rounds copies until a round is short, or the guest writes as fast as it is copied.
 func (mv *Moving) rounds(ctx context.Context) error {
 	last := time.Duration(0)
+	mv.told, mv.toldOf = time.Now(), mv.written()
 	for n := 1; n <= maxRounds; n++ {
-		began, before := time.Now(), mv.sent()
-		if err := mv.sync(ctx); err != nil {
+		r, err := mv.round(ctx)
+		if err != nil {
 			return err
 		}
-		r := Round{Bytes: mv.sent() - before, Took: time.Since(began)}
 		mv.mu.Lock()
 		mv.out.Rounds = append(mv.out.Rounds, r)
 		mv.mu.Unlock()
-		mv.m.Note("round %d: %d bytes in %v", n, r.Bytes, r.Took.Round(time.Millisecond))
+		mv.tell(PhaseCopy, n, r)
 		if r.Took < shortRound || n > 2 && r.Took > time.Duration(shrinks*float64(last)) {
 			return nil
 		}

@@ -175,6 +175,7 @@ type job struct {
 	later    bool // what is lazy is not filled before somebody asks for it
 	rollback blockstore.Sequence
 	from     *peer.Peer // whose quota counts: it pushes
+	in       *coming    // the handover; nil: there is none
 	progress func(done, total int64)
 }
 
@@ -262,14 +263,15 @@ func (j *job) entered(ctx context.Context, d *transfer.Description, have record.
 		return Pulled{}, err
 	}
 	noKeys := have.Labels[LabelNoKeys] != ""
-	if !known || noKeys && j.keys == keysWanted {
+	if !known || noKeys && j.keys == keysWanted || j.in.mustOpen(d) {
 		keys := j.keys
-		if known { // a replica stays one if need be
+		if known && j.in == nil { // a replica stays one if need be
 			keys = keysIfAllowed
 		}
 		if d, noKeys, err = j.obtainKeys(ctx, d, keys); err != nil {
 			return Pulled{}, err
 		}
+		j.in.opens(d)
 	}
 	out, err := j.receive(ctx, d, id, have, known, noKeys)
 	if err != nil {
@@ -359,6 +361,12 @@ func (j *job) obtainKeys(ctx context.Context, d *transfer.Description, keys keys
 	opens, err := j.opens(ctx, d)
 	if err != nil || opens {
 		return d, false, err
+	}
+	if err := j.x.ownKeys(d.Image); err != nil {
+		if errors.Is(err, crypto.ErrNoIdentity) && keys == keysIfAllowed {
+			return d, true, nil
+		}
+		return nil, false, err
 	}
 	first := j.clients[0]
 	err = first.AddRecipients(ctx, d.Image, j.x.Recipients)

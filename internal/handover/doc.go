@@ -6,5 +6,6 @@
 //	  ^                                            |
 //	  `------- a write, or an open for writing ----'
 //
+// Images that are armed together are offered together, and given together to who asks for one of them.
 // An image that is not armed is given when nobody has it open for writing.
 package handover

@@ -3,6 +3,7 @@ package handover
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ type state struct {
 	turn    sync.Mutex           // held while the lease is given away, and while a handle begins to write
 	handles map[*Handle]struct{} // guarded by turn
 	writing atomic.Int32         // those that were not flushed since they wrote, or were opened
+	written atomic.Int64         // bytes, by all handles there were
 	armed   atomic.Pointer[Armed]
 }
 
@@ -38,6 +40,10 @@ func (t *Table) state(id blockstore.ImageID) *state {
 	}
 	return s
 }
+
+// Written is how many bytes were written to an image through handles, what was written twice
+// counting twice.
+func (t *Table) Written(id blockstore.ImageID) int64 { return t.state(id).written.Load() }
 
 // Handle is one open of an image for writing. It is a disk that notes when it was flushed,
 // and asks for its turn before it writes again.
@@ -110,6 +116,7 @@ func (h *Handle) writes() {
 // WriteAt is that of the disk.
 func (h *Handle) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	h.writes()
+	h.s.written.Add(int64(len(p)))
 	return h.Disk.WriteAt(ctx, p, off)
 }
 
@@ -130,7 +137,8 @@ type Armed struct {
 	to      [32]byte
 	offer   func(ctx context.Context)
 	timeout time.Duration
-	states  []*state
+	ids     []blockstore.ImageID
+	states  []*state // of the ids
 	given   chan blockstore.ImageID
 
 	mu   sync.Mutex
@@ -141,7 +149,7 @@ type Armed struct {
 // them. Offer is called each time when that is so, and whoever has closed the last handle
 // waits for it, but not longer than timeout. [image.ErrInUse]: one is armed already.
 func (t *Table) Arm(ids []blockstore.ImageID, to [32]byte, timeout time.Duration, offer func(ctx context.Context)) (*Armed, error) {
-	a := &Armed{to: to, offer: offer, timeout: timeout, given: make(chan blockstore.ImageID, len(ids)), gone: map[blockstore.ImageID]bool{}}
+	a := &Armed{to: to, offer: offer, timeout: timeout, ids: slices.Clone(ids), given: make(chan blockstore.ImageID, len(ids)), gone: map[blockstore.ImageID]bool{}}
 	for _, id := range ids {
 		a.states = append(a.states, t.state(id))
 	}
@@ -183,24 +191,43 @@ func (a *Armed) still() bool {
 	return true
 }
 
-// Yield runs give, which gives the lease of an image to a host, while no handle may write.
+// Group gives the images that go together with one, itself among them.
+func (t *Table) Group(id blockstore.ImageID) []blockstore.ImageID {
+	if a := t.state(id).armed.Load(); a != nil {
+		return a.ids
+	}
+	return []blockstore.ImageID{id}
+}
+
+// Yield runs give, which gives the lease of an image to a host, for an image and for those that
+// go together with it and have not gone, while no handle may write any of them.
 // [image.ErrInUse]: one may, or the image is to go to another host.
-func (t *Table) Yield(id blockstore.ImageID, to [32]byte, give func() error) error {
+func (t *Table) Yield(id blockstore.ImageID, to [32]byte, give func(blockstore.ImageID) error) error {
 	s := t.state(id)
-	s.turn.Lock()
-	defer s.turn.Unlock()
 	a := s.armed.Load()
+	ids, states := []blockstore.ImageID{id}, []*state{s}
+	if a != nil {
+		ids, states = a.ids, a.states
+	}
+	for _, s := range states { // others take one at a time, or all in this order
+		s.turn.Lock()
+		defer s.turn.Unlock()
+	}
 	switch {
+	case s.armed.Load() != a:
+		return fmt.Errorf("image %v: a migration has begun, or ended: %w", id, image.ErrInUse)
 	case a == nil && len(s.handles) > 0:
 		return fmt.Errorf("image %v is open for writing: %w", id, image.ErrInUse)
 	case a != nil && (a.to != to || !a.still()):
 		return fmt.Errorf("image %v is written, or goes to another host: %w", id, image.ErrInUse)
 	}
-	if err := give(); err != nil {
-		return err
-	}
-	if a != nil {
-		a.tell(id)
+	for _, id := range ids {
+		if err := give(id); err != nil {
+			return err
+		}
+		if a != nil {
+			a.tell(id)
+		}
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ var (
 func asked(t *testing.T, table *Table, id blockstore.ImageID, to [32]byte) bool {
 	t.Helper()
 	given := false
-	err := table.Yield(id, to, func() error { given = true; return nil })
+	err := table.Yield(id, to, func(blockstore.ImageID) error { given = true; return nil })
 	if err != nil && !errors.Is(err, image.ErrInUse) || given != (err == nil) {
 		t.Fatalf("given %v, %v", given, err)
 	}
@@ -109,20 +109,33 @@ func TestGroup(t *testing.T) {
 		t.Error("given, or offered, though the other disk is written")
 	}
 	check(t, h2.Closing(t.Context()))
-	if !asked(t, &table, two, there) || !asked(t, &table, one, there) || offers != 1 {
+	if got := table.Group(two); !slices.Equal(got, []blockstore.ImageID{one, two}) {
+		t.Errorf("together with %v go %v", two, got)
+	}
+	full := errors.New("full")
+	if err := table.Yield(two, there, func(blockstore.ImageID) error { return full }); !errors.Is(err, full) || a.Count() != 0 {
+		t.Errorf("%v, %d given, want %v", err, a.Count(), full)
+	}
+	if !asked(t, &table, two, there) || offers != 1 { // the other one goes with it
 		t.Errorf("not given, or offered %d times", offers)
 	}
-	if got := []blockstore.ImageID{<-a.Given(), <-a.Given()}; !slices.Equal(got, []blockstore.ImageID{two, one}) {
+	if got := []blockstore.ImageID{<-a.Given(), <-a.Given()}; !slices.Equal(got, []blockstore.ImageID{one, two}) || a.Count() != 2 {
 		t.Errorf("given: %v", got)
 	}
+	if !asked(t, &table, one, there) || len(a.Given()) != 0 {
+		t.Error("not answered the same again")
+	}
 	a.Disarm()
+	if got := table.Group(two); !slices.Equal(got, []blockstore.ImageID{two}) {
+		t.Errorf("together with %v go %v", two, got)
+	}
 }
 
 // TestYieldWaits: a handle that is opened while the lease is given away finds it gone.
 func TestYieldWaits(t *testing.T) {
 	var table Table
 	opened := make(chan struct{})
-	check(t, table.Yield(one, there, func() error {
+	check(t, table.Yield(one, there, func(blockstore.ImageID) error {
 		go func() {
 			table.Open(one, nil)
 			close(opened)

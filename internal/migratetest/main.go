@@ -16,7 +16,7 @@ import (
 type options struct {
 	sealdisk, kernel, initrd, image string
 	only                            []string
-	quick, faults                   bool
+	quick, faults, mixed, verbose   bool
 }
 
 // wants tells whether a case is to be run.
@@ -34,6 +34,8 @@ func main() {
 	flag.StringVar(&only, "only", "", "run what has all of these words, separated by commas")
 	flag.BoolVar(&o.quick, "quick", false, "a few of the cases")
 	flag.BoolVar(&o.faults, "faults", false, "what comes in between, in place of what goes well")
+	flag.BoolVar(&o.mixed, "mixed", false, "guests that move with something else, or are unlike the others")
+	flag.BoolVar(&o.verbose, "v", false, "say what the programs say")
 	flag.Parse()
 	if only != "" {
 		o.only = strings.Split(only, ",")
@@ -77,13 +79,23 @@ func test(ctx context.Context, o options) (failed int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	r, err := newRig(dir, o.sealdisk, o.kernel, o.initrd, "a", "b")
+	names, small := []string{"a", "b"}, int64(0)
+	switch {
+	case o.faults:
+		small = smallStore
+	case o.mixed:
+		names = append(names, "c")
+	}
+	r, err := newRig(dir, o, small, names...)
 	defer func() { err = errors.Join(err, r.close()) }()
 	if err != nil {
 		return 0, err
 	}
 	if o.faults {
 		return playAll(ctx, r, o), nil
+	}
+	if o.mixed {
+		return mixAll(ctx, r, o), nil
 	}
 	t := &table{}
 	for i, m := range moves(o.quick) {

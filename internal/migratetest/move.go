@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/sealdisk/sealdisk/internal/migratetest/marks"
 	"github.com/sealdisk/sealdisk/transfer/qemu"
 )
 
@@ -81,7 +83,7 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 		return o, err
 	}
 	o.sealed = sealed
-	source, err := r.startVM(ctx, name+"-a", filepath.Join(from.qmps, name), from.file(name), m.rate, "")
+	source, err := r.startVM(ctx, from.machine(name, m.rate, ""))
 	if err != nil {
 		return o, err
 	}
@@ -97,7 +99,8 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 	if err != nil {
 		return o, err
 	}
-	o.written = source.writes() * 4096
+	writes, _ := source.beats()
+	o.written = writes * marks.BlockSize
 	if err := target.runs(ctx); err != nil {
 		return o, err
 	}
@@ -115,7 +118,7 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, name string, o *outcome) (*vm, error) {
 	ram := filepath.Join(r.dir, name+".ram")
 	incoming := "unix:" + ram
-	args := []string{"migrate", "--json", name, to.name}
+	args := []string{"migrate", "--json", "--keep", name, to.name}
 	if m.lazy {
 		args = append(args, "--lazy")
 	}
@@ -139,7 +142,7 @@ func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, nam
 			return nil, err
 		}
 		o.wire = pulled.Wire
-		if target, err = r.startVM(ctx, name+"-b", filepath.Join(to.qmps, name), to.file(name), m.rate, incoming); err != nil {
+		if target, err = r.startVM(ctx, to.machine(name, m.rate, incoming)); err != nil {
 			return target, err
 		}
 		args = append(args, "--qmp", source.qmp, "--peer-qmp", name, "--max-downtime", fmt.Sprint(downtime))
@@ -152,7 +155,7 @@ func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, nam
 		if err := p.says(ctx, "armed"); err != nil {
 			return nil, err
 		}
-		if target, err = r.startVM(ctx, name+"-b", filepath.Join(to.qmps, name), to.file(name), m.rate, incoming); err != nil {
+		if target, err = r.startVM(ctx, to.machine(name, m.rate, incoming)); err != nil {
 			return target, err
 		}
 		if err := plainMigrate(ctx, source, incoming, 0); err != nil {
@@ -220,7 +223,7 @@ func baseline(ctx context.Context, r *rig, rate int64, driven bool, image string
 		return 0, err
 	}
 	defer os.Remove(disk)
-	source, err := r.startVM(ctx, name+"-a", filepath.Join(r.dir, "shared-a2"), disk, rate, "")
+	source, err := r.startVM(ctx, machine{name: name + "-a", disks: []string{disk}, rate: rate})
 	if err != nil {
 		return 0, err
 	}
@@ -231,7 +234,7 @@ func baseline(ctx context.Context, r *rig, rate int64, driven bool, image string
 	if err := wait(ctx, settle); err != nil {
 		return 0, err
 	}
-	target, err := r.startVM(ctx, name+"-b", filepath.Join(r.dir, "shared-b2"), disk, rate, "unix:"+ram)
+	target, err := r.startVM(ctx, machine{name: name + "-b", disks: []string{disk}, rate: rate, incoming: "unix:" + ram})
 	if err != nil {
 		return 0, err
 	}
@@ -271,7 +274,7 @@ func (h *host) stored(name string) (int64, error) {
 func (h *host) remove(ctx context.Context, name string) error {
 	for tries := 0; ; tries++ {
 		_, err := h.do("rm", "--force", name)
-		if err == nil || tries > 50 {
+		if err == nil || tries > 50 || strings.Contains(err.Error(), "no image") {
 			return err
 		}
 		if err := wait(ctx, 100*time.Millisecond); err != nil {
@@ -286,14 +289,19 @@ func (h *host) check(name string) error {
 	return err
 }
 
-// refuses checks that a host which has given an image away does not write it.
+// machine is a QEMU there, on an image of its own.
+func (h *host) machine(name string, rate int64, incoming string) machine {
+	return machine{name: name + "-" + h.name, qmp: filepath.Join(h.qmps, name), disks: []string{h.file(name)}, rate: rate, seed: seedOf(name), incoming: incoming}
+}
+
+// refuses checks that a host does not write an image that another host's guest uses, if it has it.
 func (h *host) refuses(name string) error {
 	f, err := os.OpenFile(h.file(name), os.O_WRONLY, 0)
 	if err == nil {
 		f.Close()
 		return fmt.Errorf("%s opens %s for writing, which %s", h.name, name, "another host's guest uses")
 	}
-	if !errors.Is(err, syscall.EROFS) {
+	if !errors.Is(err, syscall.EROFS) && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%s: %w, want EROFS", h.name, err)
 	}
 	return nil

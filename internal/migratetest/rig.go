@@ -25,6 +25,8 @@ type rig struct {
 	kernel   string
 	initrd   string
 	hosts    map[string]*host
+	verbose  bool
+	small    int64 // bytes of a file system for each store alone; 0: none
 	mu       sync.Mutex
 	started  []*process
 }
@@ -127,6 +129,14 @@ func run(args ...string) (string, error) {
 	return out.String(), nil
 }
 
+// note prints what is not a result.
+func (r *rig) note(format string, args ...any) {
+	if r.verbose {
+		text := fmt.Sprintf(format, args...)
+		fmt.Println("      " + strings.ReplaceAll(text, "\n", "\n      "))
+	}
+}
+
 func (r *rig) namespace(name string) string { return r.tag + "-" + name }
 
 // in gives a command line that runs in the network of a namespace and in the mounts of all.
@@ -135,8 +145,8 @@ func (r *rig) in(name string, args ...string) []string {
 }
 
 // newRig makes hosts that may do everything with each other.
-func newRig(dir, sealdisk, kernel, initrd string, names ...string) (r *rig, err error) {
-	r = &rig{dir: dir, tag: fmt.Sprintf("sdm%d", os.Getpid()), sealdisk: sealdisk, kernel: kernel, initrd: initrd, hosts: map[string]*host{}}
+func newRig(dir string, o options, small int64, names ...string) (r *rig, err error) {
+	r = &rig{dir: dir, tag: fmt.Sprintf("sdm%d", os.Getpid()), sealdisk: o.sealdisk, kernel: o.kernel, initrd: o.initrd, verbose: o.verbose, small: small, hosts: map[string]*host{}}
 	if err := r.network(names); err != nil {
 		return r, err
 	}
@@ -215,6 +225,10 @@ func (r *rig) close() error {
 	r.mu.Unlock()
 	for name := range r.hosts {
 		_, _ = run("umount", "-l", filepath.Join(r.dir, name, "mnt")) // of a daemon that was killed
+		if r.small > 0 {
+			_, err := run("umount", "-l", filepath.Join(r.dir, name, "store"))
+			errs = append(errs, err)
+		}
 		_, err := run("ip", "netns", "del", r.namespace(name))
 		errs = append(errs, err)
 	}
@@ -224,8 +238,13 @@ func (r *rig) close() error {
 
 // begin makes a host's store and starts its daemon.
 func (h *host) begin() error {
-	for _, dir := range []string{h.mnt, h.qmps} {
+	for _, dir := range []string{h.mnt, h.qmps, h.store()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if h.rig.small > 0 {
+		if _, err := run("mount", "-t", "tmpfs", "-o", fmt.Sprintf("mode=0700,size=%d", h.rig.small), "none", h.store()); err != nil {
 			return err
 		}
 	}
@@ -246,9 +265,14 @@ func (h *host) begin() error {
 	return h.serve()
 }
 
+// sourceTimeout is how long readers wait for what is missing.
+const sourceTimeout = 45 * time.Second
+
+func (h *host) store() string { return filepath.Join(h.dir, "store") }
+
 // serve starts the daemon.
 func (h *host) serve() (err error) {
-	h.daemon, err = h.rig.start(nil, h.args("serve", "--listen", h.address+":7443", "--mount", h.mnt, "--guests", h.qmps)...)
+	h.daemon, err = h.rig.start(nil, h.args("serve", "--listen", h.address+":7443", "--mount", h.mnt, "--guests", h.qmps, "--source-timeout", sourceTimeout.String())...)
 	if err != nil {
 		return err
 	}
@@ -258,7 +282,7 @@ func (h *host) serve() (err error) {
 }
 
 func (h *host) args(args ...string) []string {
-	return h.rig.in(h.name, append([]string{h.rig.sealdisk, "--store", filepath.Join(h.dir, "store"), "--home", filepath.Join(h.dir, "home")}, args...)...)
+	return h.rig.in(h.name, append([]string{h.rig.sealdisk, "--store", h.store(), "--home", filepath.Join(h.dir, "home")}, args...)...)
 }
 
 // do runs a command of sealdisk as that host.

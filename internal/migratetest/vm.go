@@ -1,11 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"hash/fnv"
 	"net"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,27 +28,69 @@ type vm struct {
 	times map[string]time.Time
 }
 
-// memory is no multiple of 256 KiB: QEMU 7.2 under TCG needs that to migrate a guest correctly.
-const memory = "131064K"
+// guestMemory is no multiple of 256 KiB: QEMU 7.2 under TCG needs that to migrate a guest correctly.
+const guestMemory = "131064K"
 
-// startVM starts a guest on a disk; incoming is what QEMU waits for, or "".
-func (r *rig) startVM(ctx context.Context, name, qmp, disk string, rate int64, incoming string, extra ...string) (*vm, error) {
-	at := func(what string) string { return filepath.Join(r.dir, name+"."+what) }
-	args := []string{"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", memory, "-smp", "1",
+// machine is what a QEMU is to be like.
+type machine struct {
+	name     string   // of its sockets
+	qmp      string   // path of the monitor for sealdisk; "": none
+	disks    []string // paths
+	rate     int64    // bytes per second that the guest writes to each disk
+	seed     uint64   // of what it writes
+	incoming string   // what QEMU waits for; "": it boots
+	cached   bool     // cache=writeback in place of none
+	format   string   // of what is in the disk's file, "": raw
+	rigid    bool     // auto-read-only=off
+	held     bool     // once the guest has come it waits for cont, and has not opened its disks before
+}
+
+// seedOf gives each image a seed of its own, and room for those of further disks.
+func seedOf(image string) uint64 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(image)) // it cannot fail
+	return uint64(h.Sum32()) << 4
+}
+
+func (m machine) args(r *rig, at func(string) string) []string {
+	args := []string{"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", guestMemory, "-smp", "1",
 		"-nodefaults", "-display", "none", "-no-reboot", "-kernel", r.kernel, "-initrd", r.initrd,
-		"-append", "console=ttyS0 quiet panic=-1 guest.rate=" + strconv.FormatInt(rate, 10),
+		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 guest.rate=%d guest.seed=%d guest.disks=%d", m.rate, m.seed, len(m.disks)),
 		"-chardev", "socket,id=serial,path=" + at("serial") + ",server=on,wait=off", "-serial", "chardev:serial",
-		"-qmp", "unix:" + at("qmp") + ",server=on,wait=off", "-qmp", "unix:" + qmp + ",server=on,wait=off",
-		"-blockdev", "node-name=file0,driver=file,filename=" + disk + ",cache.direct=on,aio=threads,locking=auto,auto-read-only=on,discard=unmap",
-		"-blockdev", "node-name=disk0,driver=raw,file=file0,discard=unmap,detect-zeroes=unmap", "-device", "virtio-blk-pci,drive=disk0"}
-	if incoming != "" {
-		args = append(args, "-incoming", incoming)
+		"-qmp", "unix:" + at("qmp") + ",server=on,wait=off"}
+	if m.qmp != "" {
+		args = append(args, "-qmp", "unix:"+m.qmp+",server=on,wait=off")
 	}
-	p, err := r.start(nil, append(args, extra...)...)
+	onOff := func(on bool) string {
+		if on {
+			return "on"
+		}
+		return "off"
+	}
+	for i, disk := range m.disks {
+		file, node := fmt.Sprintf("file%d", i), fmt.Sprintf("disk%d", i)
+		args = append(args,
+			"-blockdev", fmt.Sprintf("node-name=%s,driver=file,filename=%s,cache.direct=%s,aio=threads,locking=auto,auto-read-only=%s,discard=unmap", file, disk, onOff(!m.cached), onOff(!m.rigid)),
+			"-blockdev", fmt.Sprintf("node-name=%s,driver=%s,file=%s,cache.direct=%s,discard=unmap,detect-zeroes=unmap", node, cmp.Or(m.format, "raw"), file, onOff(!m.cached)),
+			"-device", "virtio-blk-pci,drive="+node+",werror=stop,rerror=stop")
+	}
+	if m.incoming != "" {
+		args = append(args, "-incoming", m.incoming)
+	}
+	if m.held {
+		args = append(args, "-S")
+	}
+	return args
+}
+
+// startVM starts a QEMU.
+func (r *rig) startVM(ctx context.Context, m machine) (*vm, error) {
+	at := func(what string) string { return filepath.Join(r.dir, m.name+"."+what) }
+	p, err := r.start(nil, m.args(r, at)...)
 	if err != nil {
 		return nil, err
 	}
-	v := &vm{p: p, qmp: qmp, more: make(chan struct{}), times: map[string]time.Time{}}
+	v := &vm{p: p, qmp: m.qmp, more: make(chan struct{}), times: map[string]time.Time{}}
 	if v.serial, err = dialSoon(ctx, p, at("serial")); err != nil {
 		return nil, err
 	}
@@ -68,6 +111,12 @@ func (r *rig) startVM(ctx context.Context, name, qmp, disk string, rate int64, i
 			}
 		}
 	}()
+	if m.held {
+		late := map[string]any{"capabilities": []map[string]any{{"capability": "late-block-activate", "state": true}}}
+		if err := v.monitor.Execute(ctx, "migrate-set-capabilities", late, nil); err != nil {
+			return v, err
+		}
+	}
 	return v, nil
 }
 
@@ -149,17 +198,57 @@ func (v *vm) runs(ctx context.Context) error {
 	return nil
 }
 
-// writes is how many blocks the guest says that it has written.
-func (v *vm) writes() (n int64) {
+// beats gives how many blocks the guest says that it has written, and the generation up to which
+// all of its first disk was flushed.
+func (v *vm) beats() (writes int64, flushed uint64) {
+	if v == nil {
+		return 0, 0
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, line := range v.said {
-		var beat, writes int64
-		if k, _ := fmt.Sscanf(line, "HB %d %d", &beat, &writes); k == 2 {
-			n = max(n, writes)
+		var beat, w int64
+		var f uint64
+		if k, _ := fmt.Sscanf(line, "HB %d %d %d", &beat, &w, &f); k == 3 {
+			writes, flushed = max(writes, w), max(flushed, f)
 		}
 	}
-	return n
+	return writes, flushed
+}
+
+// status is what QEMU says of the guest; "": QEMU has gone.
+func (v *vm) status(ctx context.Context) string {
+	if v == nil {
+		return ""
+	}
+	select {
+	case <-v.p.done:
+		return ""
+	default:
+	}
+	text, err := v.monitor.Status(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	return text
+}
+
+// becomes waits until QEMU says that of the guest.
+func (v *vm) becomes(ctx context.Context, status string) error {
+	for v.status(ctx) != status {
+		if err := wait(ctx, 50*time.Millisecond); err != nil {
+			return fmt.Errorf("the guest is %q, want %q: %w", v.status(context.Background()), status, err)
+		}
+	}
+	return nil
+}
+
+// cont lets the guest run.
+func (v *vm) cont(ctx context.Context) error {
+	if err := v.monitor.Execute(ctx, "cont", nil, nil); err != nil {
+		return fmt.Errorf("cont: %w", err)
+	}
+	return nil
 }
 
 func (v *vm) when(event string) time.Time {

@@ -76,7 +76,14 @@ type Options struct {
 	// Paused is called while the guest stands still, before its disks are given up; its
 	// error cancels.
 	Paused   func(ctx context.Context) error
-	Progress func(done, total int64) // bytes of memory
+	Progress func(Progress)
+}
+
+// Progress is how far a migration has come.
+type Progress struct {
+	Done, Total int64         // bytes of memory
+	Rate, Dirty int64         // bytes per second: that go, and that the guest writes; 0: not known yet
+	Downtime    time.Duration // that QEMU expects; 0: it does not know yet
 }
 
 // Report is what QEMU says of a migration.
@@ -93,14 +100,36 @@ type info struct {
 	Status    string `json:"status"`
 	Error     string `json:"error-desc"`
 	Downtime  int64  `json:"downtime"`
+	Expected  int64  `json:"expected-downtime"`
 	TotalTime int64  `json:"total-time"`
 	SetupTime int64  `json:"setup-time"`
 	RAM       struct {
-		Transferred int64 `json:"transferred"`
-		Total       int64 `json:"total"`
-		Remaining   int64 `json:"remaining"`
+		Transferred int64   `json:"transferred"`
+		Total       int64   `json:"total"`
+		Remaining   int64   `json:"remaining"`
+		Rate        float64 `json:"mbps"`
+		Dirty       int64   `json:"dirty-pages-rate"`
+		PageSize    int64   `json:"page-size"`
 	} `json:"ram"`
 }
+
+// progress takes nothing for granted: what it says is for people.
+func (i *info) progress() Progress {
+	const mega = 1000000 / 8
+	p := Progress{
+		Done: max(0, i.RAM.Total-i.RAM.Remaining), Total: i.RAM.Total, Downtime: time.Duration(clamp(i.Expected)) * time.Millisecond,
+		Dirty: clamp(i.RAM.Dirty) * clamp(i.RAM.PageSize),
+	}
+	if r := i.RAM.Rate; r > 0 && r < maxFigure {
+		p.Rate = int64(r * mega)
+	}
+	return p
+}
+
+// maxFigure is the largest that a figure of progress can be.
+const maxFigure = 1 << 31
+
+func clamp(n int64) int64 { return min(max(n, 0), maxFigure) }
 
 const (
 	pollStep      = 50 * time.Millisecond
@@ -185,7 +214,7 @@ func (f *following) run(ctx context.Context) error {
 // look does what a state asks for, and tells whether it is a last one.
 func (f *following) look(ctx context.Context, i *info) (over bool, err error) {
 	if f.o.Progress != nil && i.RAM.Total > 0 {
-		f.o.Progress(max(0, i.RAM.Total-i.RAM.Remaining), i.RAM.Total)
+		f.o.Progress(i.progress())
 	}
 	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 	switch i.Status {

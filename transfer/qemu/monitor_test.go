@@ -213,7 +213,7 @@ func TestCancel(t *testing.T) {
 	}
 	defer m.Close()
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err = m.Migrate(ctx, Options{URI: "fd:x", Progress: func(int64, int64) { cancel() }})
+	_, err = m.Migrate(ctx, Options{URI: "fd:x", Progress: func(Progress) { cancel() }})
 	if !errors.Is(err, context.Canceled) || s.count("migrate_cancel") != 1 {
 		t.Errorf("%v, cancelled %d times", err, s.count("migrate_cancel"))
 	}

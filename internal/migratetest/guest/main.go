@@ -2,11 +2,8 @@ package main
 
 import (
 	"bufio"
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -15,13 +12,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sealdisk/sealdisk/internal/migratetest/marks"
 )
 
 const (
-	blockSize  = 4096
-	perFsync   = 64                     // writes
-	beat       = 100 * time.Millisecond // between two lines
-	headerSize = 16                     // number and generation
+	perFsync = 64                     // writes
+	beat     = 100 * time.Millisecond // between two lines
 )
 
 func main() {
@@ -36,25 +33,37 @@ func run() error {
 	if err := setUp(); err != nil {
 		return err
 	}
-	rate, err := option("guest.rate")
-	if err != nil {
+	rate, rerr := option("guest.rate")
+	seed, serr := option("guest.seed")
+	count, cerr := option("guest.disks")
+	if err := errors.Join(rerr, serr, cerr); err != nil {
 		return err
 	}
-	w, err := openDisk("/dev/vda")
-	if err != nil {
-		return err
+	var disks []*writer
+	for i := range max(1, count) {
+		w, err := openDisk("/dev/vd"+string(rune('a'+i)), uint64(seed+i))
+		if err != nil {
+			return err
+		}
+		disks = append(disks, w)
 	}
-	fmt.Printf("READY %d blocks\n", w.blocks)
-	failed := make(chan error, 2)
-	go func() { failed <- w.load(rate) }()
-	go func() { failed <- w.listen(os.Stdin) }()
+	fmt.Printf("READY %d disks of %d blocks\n", len(disks), disks[0].Blocks)
+	failed := make(chan error, len(disks)+1)
+	for _, w := range disks {
+		go func() { failed <- w.load(rate) }()
+	}
+	go func() { failed <- listen(os.Stdin, disks) }()
 	tick := time.NewTicker(beat)
 	for n := 1; ; n++ {
 		select {
 		case err := <-failed:
 			return err
 		case <-tick.C:
-			fmt.Printf("HB %d %d\n", n, w.writes.Load())
+			var writes uint64
+			for _, w := range disks {
+				writes += w.writes.Load()
+			}
+			fmt.Printf("HB %d %d %d\n", n, writes, disks[0].flushed.Load())
 		}
 	}
 }
@@ -84,6 +93,7 @@ func setUp() error {
 	return nil
 }
 
+// option gives a number of the kernel command line; 0: it is not there.
 func option(name string) (int64, error) {
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
@@ -97,19 +107,20 @@ func option(name string) (int64, error) {
 	return 0, nil
 }
 
-// writer is the disk and what must be on it.
+// writer is a disk and what must be on it.
 type writer struct {
-	f      *os.File
-	mu     sync.Mutex       // held while blocks are written or compared
-	has    map[int64]uint64 // the generation of what was written to each block last
-	blocks int64
-	gen    uint64
-	page   []byte // aligned, for O_DIRECT
-	writes atomic.Int64
+	marks.Disk
+	f       *os.File
+	mu      sync.Mutex       // held while blocks are written or compared
+	has     map[int64]uint64 // the generation of what was written to each block last
+	gen     uint64
+	page    []byte // aligned, for O_DIRECT
+	writes  atomic.Uint64
+	flushed atomic.Uint64
 }
 
-// openDisk waits for the disk and notes what is on it.
-func openDisk(name string) (*writer, error) {
+// openDisk waits for a disk.
+func openDisk(name string, seed uint64) (*writer, error) {
 	var f *os.File
 	var err error
 	for range 200 {
@@ -125,11 +136,11 @@ func openDisk(name string) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	page, err := unix.Mmap(-1, 0, blockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	page, err := unix.Mmap(-1, 0, marks.BlockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		return nil, err
 	}
-	return &writer{f: f, has: map[int64]uint64{}, blocks: size / blockSize, page: page}, nil
+	return &writer{Disk: marks.Disk{Seed: seed, Blocks: size / marks.BlockSize}, f: f, has: map[int64]uint64{}, page: page}, nil
 }
 
 // load writes blocks at a rate, in bytes per second, for ever.
@@ -137,7 +148,7 @@ func (w *writer) load(rate int64) error {
 	if rate == 0 {
 		select {}
 	}
-	step := time.Duration(perFsync*blockSize) * time.Second / time.Duration(rate)
+	step := time.Duration(perFsync*marks.BlockSize) * time.Second / time.Duration(rate)
 	next := time.Now()
 	for {
 		if err := w.burst(); err != nil {
@@ -156,10 +167,10 @@ func (w *writer) burst() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for range perFsync {
-		n := rand.Int64N(w.blocks)
 		w.gen++
-		fill(w.page, n, w.gen)
-		if _, err := w.f.WriteAt(w.page, n*blockSize); err != nil {
+		n := w.Block(w.gen)
+		w.Fill(w.page, n, w.gen)
+		if _, err := w.f.WriteAt(w.page, n*marks.BlockSize); err != nil {
 			return fmt.Errorf("write of block %d: %w", n, err)
 		}
 		w.has[n] = w.gen
@@ -168,36 +179,26 @@ func (w *writer) burst() error {
 	if err := unix.Fdatasync(int(w.f.Fd())); err != nil {
 		return fmt.Errorf("fdatasync: %w", err)
 	}
+	w.flushed.Store(w.gen)
 	return nil
 }
 
-// fill makes the content of a block: its number, the generation, and what follows from both
-// (splitmix64), so that no part of it is like a part of another.
-func fill(page []byte, n int64, gen uint64) {
-	binary.BigEndian.PutUint64(page, uint64(n))
-	binary.BigEndian.PutUint64(page[8:], gen)
-	x := uint64(n)<<32 ^ gen
-	for i := headerSize; i < len(page); i += 8 {
-		x += 0x9e3779b97f4a7c15
-		z := x
-		z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-		z = (z ^ z>>27) * 0x94d049bb133111eb
-		binary.BigEndian.PutUint64(page[i:], z^z>>31)
-	}
-}
-
 // listen does what it is told on the serial line.
-func (w *writer) listen(in *os.File) error {
+func listen(in *os.File, disks []*writer) error {
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		if strings.TrimSpace(lines.Text()) != "verify" {
 			continue
 		}
-		n, err := w.verify()
-		if err != nil {
-			return err
+		sum := 0
+		for _, w := range disks {
+			n, err := w.verify()
+			if err != nil {
+				return err
+			}
+			sum += n
 		}
-		fmt.Printf("VERIFIED %d blocks\n", n)
+		fmt.Printf("VERIFIED %d blocks\n", sum)
 	}
 	select {} // the other end has gone
 }
@@ -206,20 +207,13 @@ func (w *writer) listen(in *os.File) error {
 func (w *writer) verify() (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	want := make([]byte, blockSize)
 	for n, gen := range w.has {
-		if _, err := w.f.ReadAt(w.page, n*blockSize); err != nil {
+		if _, err := w.f.ReadAt(w.page, n*marks.BlockSize); err != nil {
 			return 0, fmt.Errorf("read of block %d: %w", n, err)
 		}
-		fill(want, n, gen)
-		if bytes.Equal(w.page, want) {
-			continue
+		if err := w.Check(w.page, n, gen, gen); err != nil {
+			return 0, err
 		}
-		is := "of nobody"
-		if int64(binary.BigEndian.Uint64(w.page)) == n {
-			is = fmt.Sprintf("of generation %d", binary.BigEndian.Uint64(w.page[8:]))
-		}
-		return 0, fmt.Errorf("block %d is not what was written in generation %d: %s", n, gen, is)
 	}
 	return len(w.has), nil
 }
