@@ -58,6 +58,7 @@ type Offer struct {
 	Handover bool `cbor:"6,keyasint"`
 	Lazy     bool `cbor:"7,keyasint"` // with Handover: the map is enough, the rest may come after it
 	Check    bool `cbor:"8,keyasint"` // with Handover: only say whether it could be done
+	Whole    bool `cbor:"9,keyasint"` // with Handover: the lease is of use only with all of the data
 }
 
 // Report is how the pull that an offer asked for goes.

@@ -24,6 +24,10 @@ for when they are opened for writing there. So whatever moves the guest (libvirt
 its disks. With --qmp it moves the guest too: its memory goes through the same authenticated
 connection. The QEMU there must have been started with -incoming defer and the same disks from the
 peer's mount, and sealdisk serve --guests names the folder of its QMP socket.
+It copies round by round until a round is short, or does not get shorter. The last round, for which the
+guest stands still, takes a second at most: what is missing then comes while the guest runs at the peer.
+With --pre-copy all has to come within --handover-timeout, or the guest stays where it is (with --qmp),
+or waits there until all has come.
 Until the handover Ctrl-C leaves everything as it was. When all is there this host's copy is removed,
 unless something here still has it open or --keep is given: then it stays, read-only, and what goes back
 later is only what has changed. On standard error it says which phase begins and how each round went:
@@ -38,6 +42,7 @@ Example: sealdisk migrate web1 node2
 			&cli.StringFlag{Name: "qmp", Usage: "move the guest whose monitor is `SOCKET`"},
 			&cli.StringFlag{Name: "peer-qmp", Usage: "`NAME` of the monitor there, in the peer's --guests folder (default: that of --qmp)"},
 			&cli.BoolFlag{Name: "lazy", Usage: "hand over once the map is there; the data follows"},
+			&cli.BoolFlag{Name: "pre-copy", Usage: "hand over once all is there, and not before"},
 			&cli.BoolFlag{Name: "keep", Usage: "keep this host's copy"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only find what would keep it from being done"},
 			&cli.StringFlag{Name: "bandwidth", Usage: "at most `RATE`, such as 500mbit"},
@@ -55,8 +60,11 @@ func migrate(c *cli.Context) error {
 		return err
 	}
 	r := daemon.MigrateRequest{
-		Names: a[:len(a)-1], Peer: a[len(a)-1], PeerQMP: c.String("peer-qmp"), Lazy: c.Bool("lazy"), DryRun: c.Bool("dry-run"), Keep: c.Bool("keep"),
+		Names: a[:len(a)-1], Peer: a[len(a)-1], PeerQMP: c.String("peer-qmp"), Lazy: c.Bool("lazy"), PreCopy: c.Bool("pre-copy"), DryRun: c.Bool("dry-run"), Keep: c.Bool("keep"),
 		MaxDowntime: int64(c.Duration("max-downtime")), Timeout: int64(c.Duration("handover-timeout")),
+	}
+	if r.Lazy && r.PreCopy {
+		return usageOf(c, "--lazy and --pre-copy exclude each other")
 	}
 	if r.Bandwidth, err = parseBandwidth(c.String("bandwidth")); err != nil {
 		return err

@@ -409,6 +409,7 @@ type MigrateRequest struct {
 	QMP         string   `json:"qmp,omitempty"`      // path of the guest's monitor
 	PeerQMP     string   `json:"peer_qmp,omitempty"` // name of the monitor at the peer
 	Lazy        bool     `json:"lazy,omitempty"`
+	PreCopy     bool     `json:"pre_copy,omitempty"`
 	DryRun      bool     `json:"dry_run,omitempty"`
 	Keep        bool     `json:"keep,omitempty"`         // this host's copy
 	Bandwidth   int64    `json:"bandwidth,omitempty"`    // bytes per second

@@ -212,7 +212,7 @@ func (d *Daemon) migrate(ctx context.Context, c *call, r MigrateRequest) (any, e
 		return nil, fail(CodeUsage, "", "--handover-timeout is at most %v", maxTimeout)
 	}
 	m := exchange.Migration{
-		Names: r.Names, Peer: r.Peer, Lazy: r.Lazy, DryRun: r.DryRun, Bandwidth: r.Bandwidth, Timeout: time.Duration(r.Timeout),
+		Names: r.Names, Peer: r.Peer, Lazy: r.Lazy, PreCopy: r.PreCopy, DryRun: r.DryRun, Bandwidth: r.Bandwidth, Timeout: time.Duration(r.Timeout),
 		Stage: c.stage, Progress: c.progress, Note: c.note,
 	}
 	if r.QMP != "" {

@@ -105,7 +105,7 @@ func (x *Exchange) askComing(ctx context.Context, in *coming, id blockstore.Imag
 	if err != nil {
 		return err
 	}
-	if same {
+	if same || in.offer.Whole {
 		return x.bring(ctx, in.client, id, d)
 	}
 	// There was no time for the last round: what is missing comes while the image is in use.

@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -227,12 +228,30 @@ func (mv *Moving) whyLost() error {
 	return fmt.Errorf("the destination has ended it: %w", transfer.ErrConnection)
 }
 
+// lastRound is a round while the guest stands still. What there is no time for comes after the
+// handover, unless all is to come before.
+func (mv *Moving) lastRound(ctx context.Context) error {
+	wait := mv.m.Timeout
+	if !mv.m.PreCopy {
+		wait = min(wait, lastWait)
+	}
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	err := mv.sync(limited)
+	switch {
+	case err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+		return err
+	case mv.m.PreCopy:
+		return fmt.Errorf("%w: %v were not enough for what its disks had changed last", ErrGuest, wait)
+	}
+	mv.m.Note("%v were not enough for the last round: what is missing comes after the handover", wait)
+	return nil
+}
+
 // offer is called while nobody writes: the destination gets the last state.
 func (mv *Moving) offer(ctx context.Context) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, mv.m.Timeout)
-	defer cancel()
-	if err := mv.sync(ctx); err != nil {
+	if err := mv.lastRound(ctx); err != nil {
 		mv.x.Log.Warn("the destination does not have the last state yet", "err", err)
 	}
 	mv.mu.Lock()

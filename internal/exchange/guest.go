@@ -59,11 +59,7 @@ func (mv *Moving) drive(ctx context.Context) error {
 	go func() { carried <- transfer.Tunnel(carrying, conn, local) }()
 	report, err := monitor.Migrate(ctx, qemu.Options{
 		URI: "fd:" + streamName, Downtime: g.Downtime, Bandwidth: mv.m.Bandwidth, Progress: mv.memory(),
-		Paused: func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, mv.m.Timeout)
-			defer cancel()
-			return mv.sync(ctx)
-		},
+		Paused: mv.lastRound,
 	})
 	if err != nil {
 		stop()

@@ -24,6 +24,7 @@ type Migration struct {
 	Names     []string // that go together: the disks of one guest
 	Peer      string
 	Lazy      bool // the map first, the data after the handover
+	PreCopy   bool // all of the data before the handover
 	DryRun    bool // only find what would keep it from being done
 	Bandwidth int64
 	// Timeout bounds how long the close of the last writing handle waits for the destination.
@@ -102,6 +103,7 @@ const (
 	shortRound  = 300 * time.Millisecond // short enough for the handover
 	shrinks     = 0.8                    // a round that takes more than this of the one before does not shrink
 	defaultWait = 5 * time.Second        // of Migration.Timeout
+	lastWait    = time.Second            // for the last round, if what it leaves may come later
 )
 
 // Migrate copies images to a peer, round by round, arms their handover, and returns when
@@ -256,7 +258,7 @@ func (mv *Moving) connect(ctx context.Context) (done func(), err error) {
 		}
 		rate, unbound := mv.x.bound(d.entry.Name, mv.m.Bandwidth)
 		conn.Bound(rate)
-		o := transfer.Offer{Version: transfer.Version, Image: d.entry.Image, Name: d.entry.Name, Follow: true, Handover: true, Lazy: mv.m.Lazy, Check: mv.m.DryRun}
+		o := transfer.Offer{Version: transfer.Version, Image: d.entry.Image, Name: d.entry.Name, Follow: true, Handover: true, Lazy: mv.m.Lazy, Whole: mv.m.PreCopy, Check: mv.m.DryRun}
 		filled := mv.x.boundFill(mv.to.Key, rate)
 		running.Go(func() {
 			defer unbound()
