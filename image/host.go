@@ -56,6 +56,7 @@ type Shared struct {
 	readers map[*Disk]struct{} // of heads that others write
 	guards  map[*guard]struct{}
 	watches map[blockstore.ImageID]chan struct{} // closed when there is another head
+	still   map[blockstore.ImageID]int           // images that are not merged
 }
 
 // NewShared makes the running state of a host.
@@ -83,9 +84,30 @@ func NewShared(h Host) (*Shared, error) {
 	}
 	s := &Shared{Host: h, loader: loader, frames: frames, segments: segments, suite: crypto.PreferredSuite(),
 		writers: make(map[blockstore.ImageID]*Disk), readers: make(map[*Disk]struct{}), guards: make(map[*guard]struct{}),
-		watches: make(map[blockstore.ImageID]chan struct{})}
+		watches: make(map[blockstore.ImageID]chan struct{}), still: make(map[blockstore.ImageID]int)}
 	s.drained = sync.NewCond(&s.mu)
 	return s, nil
+}
+
+// Still keeps regions of an image from being planned again until release, unless room is
+// short: who follows its state would be sent again what has not changed.
+func (s *Shared) Still(id blockstore.ImageID) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.still[id]++
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.still[id]--; s.still[id] == 0 {
+			delete(s.still, id)
+		}
+	})
+}
+
+func (s *Shared) isStill(id blockstore.ImageID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.still[id] > 0
 }
 
 // enter makes d the one disk of this process that writes its image.

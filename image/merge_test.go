@@ -134,3 +134,25 @@ func TestMergeForgets(t *testing.T) {
 		t.Error("a sound region is still to be merged")
 	}
 }
+
+// TestStill: an image that is to be still is not planned again while there is room.
+func TestStill(t *testing.T) {
+	r := newRig(t)
+	d := r.open(r.create(16<<20), OpenOptions{})
+	release := d.s.Still(d.id)
+	again := d.s.Still(d.id)
+	d.commitMu.Lock()
+	d.merges[0] = wasteful
+	for range 2 {
+		if list := d.takeMerges(wasteful); len(list) > 0 {
+			t.Errorf("regions to be planned again: %v", list)
+		}
+		release() // the other holds
+	}
+	again()
+	if list := d.takeMerges(wasteful); len(list) != 1 {
+		t.Errorf("and when it need not be still any more: %v", list)
+	}
+	d.commitMu.Unlock()
+	r.close(d)
+}

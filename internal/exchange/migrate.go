@@ -189,10 +189,15 @@ func (x *Exchange) leave(disks []*moving) (done func(), err error) {
 			return nil, fmt.Errorf("%s: another migration is under way: %w", d.entry.Name, image.ErrInUse)
 		}
 	}
+	var merging []func()
 	for _, d := range disks {
 		x.leaving[d.entry.Image] = true
+		merging = append(merging, x.Shared.Still(d.entry.Image))
 	}
 	return func() {
+		for _, again := range merging {
+			again()
+		}
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		for _, d := range disks {
