@@ -202,6 +202,13 @@ func testYield(t *testing.T) {
 	if err := d.Commit(ctx); !errors.Is(err, ErrReadOnly) {
 		t.Errorf("a commit after that: %v, want ErrReadOnly", err)
 	}
+	// What had passed WriteAt's look at the disk before, and comes to the dirty set only now.
+	if err := d.put(0, 0, make([]byte, sectorSize)); !errors.Is(err, ErrReadOnly) {
+		t.Errorf("a late write: %v, want ErrReadOnly", err)
+	}
+	if err := d.patch(ctx, 0, 0, 1, []byte{1}); !errors.Is(err, ErrReadOnly) {
+		t.Errorf("a late write of a part: %v, want ErrReadOnly", err)
+	}
 	last, raw, err := r.s.Store.Head(id)
 	if err != nil {
 		t.Fatal(err)
