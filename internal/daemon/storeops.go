@@ -292,11 +292,14 @@ func (d *Daemon) freeMoved(ctx context.Context, c *call, names []string) (freed 
 	return freed
 }
 
-// checkMoved fails if this host may write an image: it has come back.
+// checkMoved fails if this host may write an image: it has come back; or if a peer fetches it from here.
 func (d *Daemon) checkMoved(e record.Entry) error {
 	chain, err := lease.Load(d.store, e.Image)
 	if err == nil && chain.Newest().Holder == d.host.Key.Public() {
 		err = fmt.Errorf("%s: this host has its lease: %w", e.Name, image.ErrExists)
+	}
+	if err == nil && d.shared.Guarded(e.Image) {
+		err = fmt.Errorf("a peer fetches %s from here: %w", e.Name, image.ErrInUse)
 	}
 	return err
 }

@@ -112,7 +112,7 @@ var faults = []fault{
 	{"the source is lost", offered, heldThere, ended, forceCont, []step{(*faulty).offered, killSource, (*faulty).gaveUp, contFails, takeLease, contThere, (*faulty).verifies, restartSource}},
 	{destDies, offered, heldBoth, disconnected, contSource, []step{(*faulty).offered, killDestination, (*faulty).gaveUp, contHere, restartDestination, (*faulty).stays}},
 	{targetDies, offered, "paused at the source", onlyArmed, contSource, []step{(*faulty).offered, crashDestination, contHere, (*faulty).stays}},
-	{"the link is cut for good", offered, heldThere, "", contTarget, []step{(*faulty).offered, linkDown, contFails, linkUp, contThere, (*faulty).runsThere}},
+	{"the link is cut for good", offered, heldThere, went, contTarget, []step{(*faulty).offered, linkDown, contFails, linkUp, contThere, (*faulty).runsThere}},
 	{fullDisk, offered, heldThere, went, roomCont, []step{(*faulty).offered, fillDestination, contFails, freeDestination, contThere, (*faulty).runsThere}},
 
 	{sourceDies, granted, runsThere, ended, "`sealdisk serve` at the source: what is missing comes", []step{(*faulty).granted, killSource, (*faulty).gaveUp, restartSource, noLimit, (*faulty).verifies, (*faulty).whole}},
