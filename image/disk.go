@@ -242,6 +242,18 @@ func (s *Shared) Guard(id blockstore.ImageID) (release func()) {
 	}
 }
 
+// Guarded says whether somebody holds a guard of an image.
+func (s *Shared) Guarded(id blockstore.ImageID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for g := range s.guards {
+		if g.id == id {
+			return true
+		}
+	}
+	return false
+}
+
 // guard holds a version of an image.
 type guard struct {
 	id   blockstore.ImageID

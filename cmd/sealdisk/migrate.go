@@ -116,8 +116,8 @@ func printMigrated(w io.Writer, got daemon.Migrated) {
 	}
 }
 
-// armedStep is how often a line says how the rounds go while all waits for the handover.
-const armedStep = 10
+// stageStep is every how many rounds a line says how they go, where there may be many.
+const stageStep = 10
 
 // stage says where a migration stands.
 func (e *env) stage(s *daemon.StageEvent) {
@@ -127,9 +127,10 @@ func (e *env) stage(s *daemon.StageEvent) {
 	switch {
 	case s.Round == 0:
 		e.say("%s", s.Phase)
+	case s.Phase != "copy" && (s.Round%stageStep != 1 || s.Bytes == 0):
 	case s.Duration == 0: // memory: QEMU counts it
 		e.say("%s: %s, %s; QEMU expects a downtime of %v", s.Phase, bytesText(s.Bytes), rates, would)
-	case s.Phase != "armed" || s.Round%armedStep == 1:
+	default:
 		e.say("%s, round %d: %s in %v, %s; a handover now would take about %v", s.Phase, s.Round, bytesText(s.Bytes), took, rates, would)
 	}
 }

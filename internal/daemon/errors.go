@@ -129,6 +129,7 @@ var failures = []struct {
 	{exchange.ErrNotAllowed, CodePeer, "sealdisk peer allow PEER replica|host [NAME…] says what a peer may do"},
 	{exchange.ErrNoSource, CodePeer, "what is here stays usable; the rest comes when a source is there again"},
 	{exchange.ErrGuest, CodeInUse, ""},
+	{exchange.ErrHeld, CodePeer, "QMP cont lets it run: at the peer, once what its log says is mended, or here"},
 	{exchange.ErrMoved, CodePeer, ""},
 	{qemu.ErrFailed, CodePeer, "the guest runs on where it was, or is paused there: QEMU's log says why"},
 	{transfer.ErrNoImage, CodeNotFound, "the peer has no such image, or does not let this host have it: sealdisk peer allow there"},

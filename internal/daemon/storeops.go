@@ -264,7 +264,8 @@ const freePatience = 3 * time.Second
 // here reads them any more. It gives the names of those that are gone.
 func (d *Daemon) freeMoved(ctx context.Context, c *call, names []string) (freed []string) {
 	freed = []string{}
-	late := time.After(freePatience)
+	patience, cancel := context.WithTimeout(ctx, freePatience) // for all together
+	defer cancel()
 	tick := time.NewTicker(growingStep)
 	defer tick.Stop()
 	for _, name := range names {
@@ -278,9 +279,7 @@ func (d *Daemon) freeMoved(ctx context.Context, c *call, names []string) (freed 
 			case <-tick.C:
 				err = nil
 				continue
-			case <-late:
-				late = nil // the others are not waited for
-			case <-ctx.Done():
+			case <-patience.Done():
 			}
 		}
 		if err != nil {
@@ -292,11 +291,14 @@ func (d *Daemon) freeMoved(ctx context.Context, c *call, names []string) (freed 
 	return freed
 }
 
-// checkMoved fails if this host may write an image: it has come back.
+// checkMoved fails if this host may write an image: it has come back; or if a peer fetches it from here.
 func (d *Daemon) checkMoved(e record.Entry) error {
 	chain, err := lease.Load(d.store, e.Image)
 	if err == nil && chain.Newest().Holder == d.host.Key.Public() {
 		err = fmt.Errorf("%s: this host has its lease: %w", e.Name, image.ErrExists)
+	}
+	if err == nil && d.shared.Guarded(e.Image) {
+		err = fmt.Errorf("a peer fetches %s from here: %w", e.Name, image.ErrInUse)
 	}
 	return err
 }

@@ -37,6 +37,9 @@ func (x *Exchange) Acquire(ctx context.Context, id blockstore.ImageID) error {
 	chain, err := lease.Load(x.Store, id)
 	if err != nil || chain.Newest().Holder == x.Key.Public() {
 		leave()
+		if in := x.coming(id); in != nil && err == nil { // it came with that of another disk of the guest
+			in.took()
+		}
 		return err
 	}
 	p, err := x.Book.Pinned(peer.FingerprintOf(chain.Newest().Holder))

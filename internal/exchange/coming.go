@@ -167,7 +167,7 @@ func (x *Exchange) acceptHandover(ctx context.Context, c *transfer.Client, o *tr
 		return nil, nil, err
 	}
 	if chain.Newest().Holder != c.Conn.Public {
-		return nil, nil, fmt.Errorf("peer %s does not hold the lease of %s: %w", from.Name, e.Name, errNotBring)
+		return nil, nil, fmt.Errorf("peer %s, %s: %w", from.Name, e.Name, errNotHolder)
 	}
 	return d, head, nil
 }

@@ -204,7 +204,7 @@ func (mv *Moving) untilGiven(ctx context.Context, armed *handover.Armed, left in
 			}
 			late = time.After(claimTimeout)
 		case <-late:
-			return fmt.Errorf("%w: it has gone to %s and has not opened its disks: to run it there, or here, tell one of the two to continue", ErrGuest, mv.to.Name)
+			return fmt.Errorf("%w: its memory has gone to %s, which has not opened its disks", ErrHeld, mv.to.Name)
 		case <-mv.lost:
 			return mv.whyLost()
 		case <-ctx.Done():

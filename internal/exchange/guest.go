@@ -33,8 +33,11 @@ const streamName = "sealdisk"
 // claimTimeout is how long a guest that has moved may take to open its disks.
 const claimTimeout = 60 * time.Second
 
-// ErrGuest: the guest cannot be moved as it is.
-var ErrGuest = errors.New("the guest cannot be moved")
+// ErrGuest: the guest cannot be moved as it is. ErrHeld: it stands still on both sides.
+var (
+	ErrGuest = errors.New("the guest cannot be moved")
+	ErrHeld  = errors.New("the guest stands still")
+)
 
 // drive moves the guest, whose disks are armed.
 func (mv *Moving) drive(ctx context.Context) error {

@@ -28,6 +28,9 @@ type Push struct {
 // errNotBring: a peer offers what it may not bring.
 var errNotBring = errors.New("the peer may not bring that image")
 
+// errNotHolder: a peer hands over what it does not hold.
+var errNotHolder = errors.New("the peer does not hold the lease of that image")
+
 // ErrNotAllowed: this host does not let the peer do it.
 var ErrNotAllowed = errors.New("not allowed here")
 
@@ -110,6 +113,7 @@ func tellable(err error) string {
 		text string
 	}{
 		{errNotBring, "it may not bring that image"},
+		{errNotHolder, "it does not hold the lease of that image any more: sealdisk lease show there says who does"},
 		{transfer.ErrRefused, "refused: a quota, or a role"},
 		{transfer.ErrProtocol, "what came is not what the image names"},
 		{transfer.ErrAbsent, "an object did not come"},

@@ -204,22 +204,39 @@ func (t *Table) Group(id blockstore.ImageID) []blockstore.ImageID {
 // [image.ErrInUse]: one may, or the image is to go to another host.
 func (t *Table) Yield(id blockstore.ImageID, to [32]byte, give func(blockstore.ImageID) error) error {
 	s := t.state(id)
-	a := s.armed.Load()
-	ids, states := []blockstore.ImageID{id}, []*state{s}
-	if a != nil {
-		ids, states = a.ids, a.states
+	for {
+		a := s.armed.Load()
+		all := []*state{s}
+		if a != nil {
+			all = a.states
+		}
+		for _, s := range all { // others take one at a time, or all in this order
+			s.turn.Lock()
+		}
+		still := s.armed.Load() == a
+		var err error
+		if still {
+			err = yield(s, a, id, to, give)
+		}
+		for _, s := range all {
+			s.turn.Unlock()
+		}
+		if still { // else a migration has begun, or ended, meanwhile
+			return err
+		}
 	}
-	for _, s := range states { // others take one at a time, or all in this order
-		s.turn.Lock()
-		defer s.turn.Unlock()
-	}
+}
+
+// yield is Yield while no handle can begin to write. a is what the image is armed for, or nil.
+func yield(s *state, a *Armed, id blockstore.ImageID, to [32]byte, give func(blockstore.ImageID) error) error {
+	ids := []blockstore.ImageID{id}
 	switch {
-	case s.armed.Load() != a:
-		return fmt.Errorf("image %v: a migration has begun, or ended: %w", id, image.ErrInUse)
 	case a == nil && len(s.handles) > 0:
 		return fmt.Errorf("image %v is open for writing: %w", id, image.ErrInUse)
 	case a != nil && (a.to != to || !a.still()):
 		return fmt.Errorf("image %v is written, or goes to another host: %w", id, image.ErrInUse)
+	case a != nil:
+		ids = a.ids
 	}
 	for _, id := range ids {
 		if err := give(id); err != nil {

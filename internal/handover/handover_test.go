@@ -150,6 +150,30 @@ func TestYieldWaits(t *testing.T) {
 	<-opened
 }
 
+// TestYieldDisarmed: who asks while another's request ends the migration is answered like who asks after it.
+func TestYieldDisarmed(t *testing.T) {
+	var table Table
+	h := table.Open(one, nil)
+	a, err := table.Arm([]blockstore.ImageID{one}, there, time.Minute, func(context.Context) {})
+	check(t, err)
+	check(t, h.Closing(t.Context()))
+	h.Close()
+	second, inside := make(chan error), make(chan struct{})
+	check(t, table.Yield(one, there, func(blockstore.ImageID) error {
+		go func() {
+			close(inside)
+			second <- table.Yield(one, there, func(blockstore.ImageID) error { return nil })
+		}()
+		<-inside
+		table.state(one).armed.Store(nil) // as Disarm does, before the second has its turn
+		return nil
+	}))
+	if err := <-second; err != nil {
+		t.Errorf("the second is refused: %v", err)
+	}
+	a.Disarm()
+}
+
 func check(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

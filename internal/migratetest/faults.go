@@ -38,7 +38,6 @@ type faulty struct {
 	source, target *vm
 	command        *process // sealdisk migrate
 	plain          fault
-	free           func() error // gives the destination room again
 }
 
 // migrate begins to hand the disk over, and returns when the command has said a text.
@@ -305,28 +304,49 @@ const (
 	leftOver   = 24 << 20
 )
 
-// fill takes nearly all that is free beside a store, until free.
-func (h *host) fill() (free func() error, err error) {
+// fill takes nearly all that is free beside a store, until empty.
+func (h *host) fill() error {
 	path := filepath.Join(h.store(), "filler")
 	var st unix.Statfs_t
 	if err := unix.Statfs(h.store(), &st); err != nil {
-		return nil, err
+		return err
 	}
 	file, err := os.Create(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer file.Close()
 	if err := unix.Fallocate(int(file.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-leftOver); err != nil {
-		return nil, errors.Join(err, os.Remove(path))
+		return errors.Join(err, os.Remove(path))
 	}
-	return func() error { return os.Remove(path) }, nil
+	return nil
+}
+
+func (h *host) empty() error { return os.Remove(filepath.Join(h.store(), "filler")) }
+
+// mend undoes what a fault before this one that failed may have left.
+func (f *faulty) mend() error {
+	if err := f.b.empty(); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, h := range []*host{f.a, f.b} {
+		select {
+		case <-h.daemon.done:
+			if err := h.again(); err != nil {
+				return err
+			}
+		default:
+		}
+	}
+	_, there := f.a.do("peer", "allow", "b", "host")
+	_, back := f.b.do("peer", "allow", "a", "host")
+	return errors.Join(there, back, f.link("up"), f.r.limit(""))
 }
 
 // play plays one fault.
 func (x fault) play(ctx context.Context, r *rig, name, image string) (err error) {
 	f := &faulty{r: r, a: r.hosts["a"], b: r.hosts["b"], name: name, plain: x}
-	if err := r.limit(""); err != nil {
+	if err := f.mend(); err != nil {
 		return err
 	}
 	if _, err := f.a.do("import", "--format", "raw", image, name); err != nil {
@@ -362,6 +382,9 @@ func (x fault) play(ctx context.Context, r *rig, name, image string) (err error)
 			return fmt.Errorf("step %d: %w", i+1, err)
 		}
 	}
+	if err := f.said(); err != nil { // if it did not have to, so far
+		return err
+	}
 	return f.once(ctx)
 }
 
@@ -387,6 +410,7 @@ func playAll(ctx context.Context, r *rig, o options) (failed int) {
 		if err != nil {
 			failed++
 			fmt.Printf("FAIL  %s: %v\n", x, err)
+			r.note("a: %s\nb: %s", tail(r.hosts["a"].daemon.text()), tail(r.hosts["b"].daemon.text()))
 		} else {
 			fmt.Printf("ok    %s (%v)\n", x, time.Since(began).Round(time.Second))
 		}

@@ -105,12 +105,9 @@ func cancelDriven(f *faulty, ctx context.Context) error {
 }
 
 // fillDestination leaves the destination no room until freeDestination.
-func fillDestination(f *faulty, _ context.Context) (err error) {
-	f.free, err = f.b.fill()
-	return err
-}
+func fillDestination(f *faulty, _ context.Context) error { return f.b.fill() }
 
-func freeDestination(f *faulty, _ context.Context) error { return f.free() }
+func freeDestination(f *faulty, _ context.Context) error { return f.b.empty() }
 
 // refused gives the command, which fails before it copies, with --dry-run, too.
 func refused(f *faulty, ctx context.Context) error {

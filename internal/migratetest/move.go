@@ -301,7 +301,7 @@ func (h *host) refuses(name string) error {
 		f.Close()
 		return fmt.Errorf("%s opens %s for writing, which %s", h.name, name, "another host's guest uses")
 	}
-	if !errors.Is(err, syscall.EROFS) && !errors.Is(err, os.ErrNotExist) {
+	if !errors.Is(err, syscall.EROFS) && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOSPC) {
 		return fmt.Errorf("%s: %w, want EROFS", h.name, err)
 	}
 	return nil

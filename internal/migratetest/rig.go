@@ -213,16 +213,22 @@ func (r *rig) limit(rate string) error {
 // close takes everything down.
 func (r *rig) close() error {
 	var errs []error
+	daemons := map[*process]bool{}
 	for _, h := range r.hosts {
-		if h.daemon != nil {
-			h.daemon.end(syscall.SIGINT)
-		}
+		daemons[h.daemon] = true
 	}
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, p := range r.started {
-		p.end(syscall.SIGKILL)
+		if !daemons[p] { // these have files of the daemons open
+			p.end(syscall.SIGKILL)
+		}
 	}
-	r.mu.Unlock()
+	for p := range daemons {
+		if p != nil {
+			p.end(syscall.SIGINT)
+		}
+	}
 	for name := range r.hosts {
 		_, _ = run("umount", "-l", filepath.Join(r.dir, name, "mnt")) // of a daemon that was killed
 		if r.small > 0 {

@@ -83,7 +83,7 @@ func (m machine) args(r *rig, at func(string) string) []string {
 	return args
 }
 
-// startVM starts a QEMU.
+// startVM starts a QEMU. After an error, too, it is there to be stopped, unless it is nil.
 func (r *rig) startVM(ctx context.Context, m machine) (*vm, error) {
 	at := func(what string) string { return filepath.Join(r.dir, m.name+"."+what) }
 	p, err := r.start(nil, m.args(r, at)...)
@@ -92,11 +92,11 @@ func (r *rig) startVM(ctx context.Context, m machine) (*vm, error) {
 	}
 	v := &vm{p: p, qmp: m.qmp, more: make(chan struct{}), times: map[string]time.Time{}}
 	if v.serial, err = dialSoon(ctx, p, at("serial")); err != nil {
-		return nil, err
+		return v, err
 	}
 	go lines(v.serial, v.hear)
 	if v.monitor, err = qemu.Dial(ctx, at("qmp")); err != nil {
-		return nil, err
+		return v, err
 	}
 	events, _ := v.monitor.Watch()
 	go func() {
@@ -218,7 +218,7 @@ func (v *vm) beats() (writes int64, flushed uint64) {
 
 // status is what QEMU says of the guest; "": QEMU has gone.
 func (v *vm) status(ctx context.Context) string {
-	if v == nil {
+	if v == nil || v.monitor == nil {
 		return ""
 	}
 	select {
