@@ -172,12 +172,16 @@ func (w view) leave() { w.v.refs.Add(-1) }
 func (d *Disk) look(fn func(w view) error) error {
 	for {
 		w := d.view()
-		err := fn(w)
-		w.leave()
+		err := w.use(fn)
 		if !errors.Is(err, blockstore.ErrNotFound) || d.state() == w.h {
 			return err
 		}
 	}
+}
+
+func (w view) use(fn func(w view) error) error {
+	defer w.leave()
+	return fn(w)
 }
 
 func (d *Disk) dirtyBytes() int64 {

@@ -16,10 +16,12 @@ import (
 // two; larger ones by themselves.
 const groupLog = 15
 
-// groupID names a group of neighbouring data frames of a segment.
+// groupID names a group of neighbouring data frames of a segment. What a map says of their
+// size is part of it, for it says how many there are in a group.
 type groupID struct {
-	object blockstore.ObjectID
-	group  uint32
+	object   blockstore.ObjectID
+	group    uint32
+	frameLog uint8
 }
 
 // group is opened frames with what opened them: a map that says otherwise must not
@@ -54,12 +56,12 @@ func newFrameCache(maxBytes int64) (*frameCache, error) {
 // get gives the group that a frame belongs to, nil if it is not in memory, and the place of
 // the frame in it.
 func (c *frameCache) get(sp *span, frame int) (g *group, at int) {
-	log := sp.groupLog()
-	g, ok := c.GetIfPresent(groupID{sp.object.Ref.ID, uint32(frame >> log)})
+	id, at := sp.group(frame)
+	g, ok := c.GetIfPresent(id)
 	if !ok || g.salt != sp.object.Salt || g.master != sp.master {
 		g = nil
 	}
-	return g, frame & (1<<log - 1)
+	return g, at
 }
 
 // look gives those of the frames from first on that are in memory, and tells whether all are.
@@ -87,7 +89,8 @@ func (c *frameCache) keep(sp *span, first int, frames [][]byte) {
 		copy(g.frames, old.frames)
 	}
 	copy(g.frames[at:], frames)
-	c.Set(groupID{sp.object.Ref.ID, uint32(first >> sp.groupLog())}, g)
+	id, _ := sp.group(first)
+	c.Set(id, g)
 }
 
 // opened is a segment whose key was derived, with what it was derived from.
@@ -134,6 +137,12 @@ type span struct {
 // groupLog is how many of its frames are kept together, as a power of two.
 func (sp *span) groupLog() int { return max(0, groupLog-int(sp.object.FrameLog)) }
 
+// group names the group of a frame, and gives the frame's place in it.
+func (sp *span) group(frame int) (id groupID, at int) {
+	log := sp.groupLog()
+	return groupID{sp.object.Ref.ID, uint32(frame >> log), sp.object.FrameLog}, frame & (1<<log - 1)
+}
+
 // read appends slices of opened frames that make up a span. What is not in memory is
 // opened, only the frames needed, without a copy of the sealed bytes.
 func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out [][]byte) ([][]byte, error) {
@@ -164,9 +173,9 @@ func (s *Shared) read(ctx context.Context, keys *crypto.Keyring, sp span, out []
 
 // keeps tells whether the first frame of a span is in memory; whose it is does not matter.
 func (s *Shared) keeps(sp *span) bool {
-	frame := sp.offset >> (sp.object.FrameLog - sectorLog)
-	g, ok := s.frames.GetIfPresent(groupID{sp.object.Ref.ID, uint32(frame >> sp.groupLog())})
-	return ok && g.frames[frame&(1<<sp.groupLog()-1)] != nil
+	id, at := sp.group(sp.offset >> (sp.object.FrameLog - sectorLog))
+	g, ok := s.frames.GetIfPresent(id)
+	return ok && g.frames[at] != nil
 }
 
 // open fills the empty places of frames, which begin with frame number first.

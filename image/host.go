@@ -49,14 +49,14 @@ type Shared struct {
 	segments *segmentCache
 	suite    crypto.Suite
 
-	dirty   atomic.Int64 // bytes of all dirty sets
-	mu      sync.Mutex   // for writers and guards
-	drained *sync.Cond   // dirty has shrunk, or a commit failed
-	writers map[blockstore.ImageID]*Disk
-	readers map[*Disk]struct{} // of heads that others write
-	guards  map[*guard]struct{}
-	watches map[blockstore.ImageID]chan struct{} // closed when there is another head
-	still   map[blockstore.ImageID]int           // images that are not merged
+	dirty    atomic.Int64 // bytes of all dirty sets
+	mu       sync.Mutex   // for writers and guards
+	drained  *sync.Cond   // dirty has shrunk, or a commit failed
+	writers  map[blockstore.ImageID]*Disk
+	readers  map[*Disk]struct{} // of heads that others write
+	guards   map[*guard]struct{}
+	watches  map[blockstore.ImageID]chan struct{} // closed when there is another head
+	unmerged map[blockstore.ImageID]int           // images of which no region is planned again
 }
 
 // NewShared makes the running state of a host.
@@ -84,30 +84,30 @@ func NewShared(h Host) (*Shared, error) {
 	}
 	s := &Shared{Host: h, loader: loader, frames: frames, segments: segments, suite: crypto.PreferredSuite(),
 		writers: make(map[blockstore.ImageID]*Disk), readers: make(map[*Disk]struct{}), guards: make(map[*guard]struct{}),
-		watches: make(map[blockstore.ImageID]chan struct{}), still: make(map[blockstore.ImageID]int)}
+		watches: make(map[blockstore.ImageID]chan struct{}), unmerged: make(map[blockstore.ImageID]int)}
 	s.drained = sync.NewCond(&s.mu)
 	return s, nil
 }
 
-// Still keeps regions of an image from being planned again until release, unless room is
+// Unmerged keeps regions of an image from being planned again until release, unless room is
 // short: who follows its state would be sent again what has not changed.
-func (s *Shared) Still(id blockstore.ImageID) (release func()) {
+func (s *Shared) Unmerged(id blockstore.ImageID) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.still[id]++
+	s.unmerged[id]++
 	return sync.OnceFunc(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.still[id]--; s.still[id] == 0 {
-			delete(s.still, id)
+		if s.unmerged[id]--; s.unmerged[id] == 0 {
+			delete(s.unmerged, id)
 		}
 	})
 }
 
-func (s *Shared) isStill(id blockstore.ImageID) bool {
+func (s *Shared) isUnmerged(id blockstore.ImageID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.still[id] > 0
+	return s.unmerged[id] > 0
 }
 
 // enter makes d the one disk of this process that writes its image.

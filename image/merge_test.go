@@ -135,12 +135,12 @@ func TestMergeForgets(t *testing.T) {
 	}
 }
 
-// TestStill: an image that is to be still is not planned again while there is room.
-func TestStill(t *testing.T) {
+// TestUnmerged: an image that is to stay unmerged is not planned again while there is room.
+func TestUnmerged(t *testing.T) {
 	r := newRig(t)
 	d := r.open(r.create(16<<20), OpenOptions{})
-	release := d.s.Still(d.id)
-	again := d.s.Still(d.id)
+	release := d.s.Unmerged(d.id)
+	again := d.s.Unmerged(d.id)
 	d.commitMu.Lock()
 	d.merges[0] = wasteful
 	for range 2 {
@@ -151,7 +151,7 @@ func TestStill(t *testing.T) {
 	}
 	again()
 	if list := d.takeMerges(wasteful); len(list) != 1 {
-		t.Errorf("and when it need not be still any more: %v", list)
+		t.Errorf("and when it need not stay so any more: %v", list)
 	}
 	d.commitMu.Unlock()
 	r.close(d)

@@ -21,7 +21,7 @@ const (
 	maxExtents   = 1024
 	maxMerges    = 4 // regions planned again in one commit for being in many extents
 	maxReclaims  = 8 // for holding dead sectors
-	stillRoom    = 8 // a part of the disk in so many is room
+	mergeRoom    = 8 // a part of the disk in so many is room
 	alignSectors = record.MaxSegmentSectors
 	firstPiece   = 64 << 10                              // bytes that a piece has room for at first
 	wholePiece   = record.MaxSegmentSectors * sectorSize // and then
@@ -352,10 +352,10 @@ func cutPieces(segments []plan.Segment, at *[record.RegionSectors][]byte) []Piec
 
 // takeMerges gives the regions that a commit plans again: a few, of those that are worn
 // so much at least, and none when the room is needed for what writers wait with, or while
-// the image is to be still and there is room.
+// the image is to stay unmerged and there is room.
 func (d *Disk) takeMerges(least wear) map[uint64]wear {
 	avail, total, err := d.s.Store.Free()
-	if err != nil || avail < d.s.DirtyBytes+2*maxReclaims*regionSize || avail > total/stillRoom && d.s.isStill(d.id) {
+	if err != nil || avail < d.s.DirtyBytes+2*maxReclaims*regionSize || avail > total/mergeRoom && d.s.isUnmerged(d.id) {
 		return nil
 	}
 	list := make(map[uint64]wear)

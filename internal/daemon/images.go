@@ -294,8 +294,15 @@ func (d *Daemon) snapshotsOf(ctx context.Context, e record.Entry) (n int, err er
 // drop removes an image that has no name.
 func (d *Daemon) drop(ctx context.Context, id blockstore.ImageID) error {
 	d.peers.Forget(id)
+	given, err := d.rememberGiven(id)
+	if err != nil {
+		return err
+	}
 	if err := d.store.RemoveImage(ctx, id); err != nil {
 		return fmt.Errorf("daemon: remove image: %w", err)
+	}
+	if given {
+		return nil
 	}
 	return d.names.anchor.Forget(id)
 }

@@ -119,7 +119,7 @@ func (n peersNames) Yield(ctx context.Context, id blockstore.ImageID, to [32]byt
 		n.d.writers.Gone(id, peer.FingerprintOf(to))
 		return nil
 	}
-	return n.d.writers.Yield(id, peer.FingerprintOf(to), func(id blockstore.ImageID) error {
+	with := func(id blockstore.ImageID, work func(*image.Disk) error) error {
 		if given, err := gave(id); given || err != nil {
 			return err
 		}
@@ -127,15 +127,27 @@ func (n peersNames) Yield(ctx context.Context, id blockstore.ImageID, to [32]byt
 		if err != nil {
 			return err
 		}
-		if disk.ReadOnly() { // another host's, or it has failed
-			err = n.d.shared.Grant(ctx, id, to)
-		} else {
-			err = disk.Yield(ctx, to)
-		}
+		err = work(disk)
 		if rerr := release(context.WithoutCancel(ctx)); rerr != nil && err != nil {
 			err = errors.Join(err, rerr) // given, it stays so: release has told the log
 		}
 		return err
+	}
+	ready := func(id blockstore.ImageID) error { // what could fail for want of room
+		return with(id, func(disk *image.Disk) error {
+			if disk.ReadOnly() {
+				return nil
+			}
+			return disk.Commit(ctx)
+		})
+	}
+	return n.d.writers.Yield(id, peer.FingerprintOf(to), ready, func(id blockstore.ImageID) error {
+		return with(id, func(disk *image.Disk) error {
+			if disk.ReadOnly() { // another host's, or it has failed
+				return n.d.shared.Grant(ctx, id, to)
+			}
+			return disk.Yield(ctx, to)
+		})
 	})
 }
 

@@ -212,11 +212,20 @@ func profile(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) run(ctx context.Context, name string, op operation, w http.ResponseWriter, body io.Reader) {
 	var mu sync.Mutex
+	over := false // what is told later is told to nobody: w is not ours any more
+	defer func() {
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+	}()
 	enc := json.NewEncoder(w)
 	c := &call{body: bufio.NewReaderSize(body, 64<<10)}
 	c.emit = func(e Event) {
 		mu.Lock()
 		defer mu.Unlock()
+		if over {
+			return
+		}
 		if err := enc.Encode(e); err == nil {
 			_ = http.NewResponseController(w).Flush() // a client that has gone ends ctx
 		}

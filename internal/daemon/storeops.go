@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/anchor"
 	"github.com/sealdisk/sealdisk/image/audit"
 	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/image/record"
@@ -301,6 +303,34 @@ func (d *Daemon) checkMoved(e record.Entry) error {
 		err = fmt.Errorf("a peer fetches %s from here: %w", e.Name, image.ErrInUse)
 	}
 	return err
+}
+
+// rememberGiven has the anchor keep of an image that is about to be removed that this host gave
+// its lease away, if it did: a chain that ends before that would make it a second writer, and
+// comes from whoever was not told. What cannot be read is remembered as it is.
+func (d *Daemon) rememberGiven(id blockstore.ImageID) (given bool, err error) {
+	chain, err := lease.Load(d.store, id)
+	if err != nil {
+		return !errors.Is(err, blockstore.ErrNotFound), nil
+	}
+	us, newest := d.host.Key.Public(), chain.Newest()
+	if newest.Holder == us || !slices.ContainsFunc(chain, func(l lease.Link) bool { return l.Holder == us }) {
+		return false, nil
+	}
+	head, raw, err := d.store.Head(id)
+	if err != nil {
+		return true, nil
+	}
+	c, err := blockstore.ParseCommit(raw)
+	if err != nil {
+		return true, nil
+	}
+	// As if the new holder had committed already; it does that before it writes.
+	mark := anchor.Mark{Era: newest.Era, Term: newest.Term, Sequence: c.Sequence, Commit: head}
+	if old, seen, err := d.names.anchor.Load(id); err != nil || seen && old.Position().Compare(mark.Position()) >= 0 {
+		return true, err
+	}
+	return true, d.names.anchor.Save(id, mark)
 }
 
 func (d *Daemon) stats(_ context.Context, _ *call, _ Nothing) (any, error) {

@@ -23,6 +23,9 @@ func (x *Exchange) Acquire(ctx context.Context, id blockstore.ImageID) error {
 	defer cancel()
 	unclaim := func() {}
 	if in := x.coming(id); in != nil {
+		if err := x.mayClaim(ctx, in, id); err != nil {
+			return err
+		}
 		unclaim = in.claim() // else a round that runs would be waited for
 	}
 	enter, err := x.Enter(ctx, id)
@@ -93,17 +96,52 @@ func (x *Exchange) takeLease(ctx context.Context, p peer.Peer, id blockstore.Ima
 	return err
 }
 
+// mayClaim fails if the holder, who hands an image over, refuses its lease: whoever asks again
+// and again must not cut the rounds short. What is granted is granted to who asks again.
+func (x *Exchange) mayClaim(ctx context.Context, in *coming, id blockstore.ImageID) error {
+	if mine, err := x.holds(id); err != nil || mine {
+		return err
+	}
+	if _, err := x.offered(in.client, in.offer); err != nil { // later it would be too late to refuse
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	_, err := in.client.Lease(ctx, id)
+	if errors.Is(err, transfer.ErrRefused) {
+		return fmt.Errorf("%w: %s has it: %w", image.ErrNotHolder, in.client.Conn.Peer.Name, err)
+	}
+	return nil // what else is wrong with the connection is seen below
+}
+
 // askPatience is how long a connection that was there before may take to answer: it may be dead.
 const askPatience = 10 * time.Second
 
 // askComing asks for the lease over the connection by which the image comes.
 func (x *Exchange) askComing(ctx context.Context, in *coming, id blockstore.ImageID) error {
+	j, err := x.offered(in.client, in.offer)
+	if err != nil {
+		return err
+	}
 	asking, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
 	d, err := in.client.Lease(asking, id)
 	if err != nil {
 		return err
 	}
+	if err := x.bringGiven(ctx, j, d, in); err != nil {
+		return err
+	}
+	if mine, err := x.holds(id); err != nil || !mine {
+		return errors.Join(err, errors.New("it answers, and does not give it"))
+	}
+	return nil
+}
+
+// bringGiven brings the state that came with the lease, all of it if that is little or has to be.
+// No quota counts: there is no way back.
+func (x *Exchange) bringGiven(ctx context.Context, j *job, d *transfer.Description, in *coming) error {
+	id := j.image
 	same, err := x.sameMap(id, d)
 	if err != nil {
 		return err
@@ -112,11 +150,7 @@ func (x *Exchange) askComing(ctx context.Context, in *coming, id blockstore.Imag
 		return x.bring(ctx, in.client, id, d)
 	}
 	// There was no time for the last round: what is missing comes while the image is in use.
-	j, err := x.offered(in.client, in.offer)
-	if err != nil {
-		return err
-	}
-	j.lazy, j.prefetch = true, true
+	j.from, j.lazy, j.prefetch = nil, true, true
 	have, known, release, err := j.local()
 	if err != nil {
 		return err

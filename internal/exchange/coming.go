@@ -52,6 +52,12 @@ func (in *coming) claim() (done func()) {
 	})
 }
 
+func (in *coming) unclaimed() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.claims == 0
+}
+
 // round begins a round as soon as no claim is under way; ctx is done when one is.
 func (in *coming) round(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	for {
@@ -221,7 +227,10 @@ func (x *Exchange) receiveHandover(ctx context.Context, c *transfer.Client, o *t
 		if x.taken(ctx, in, o.Image, err) {
 			end()
 			collectable()
-			return x.Fill(ctx, o.Image, true, progress)
+			if err := x.Fill(ctx, o.Image, true, progress); err != nil {
+				return err
+			}
+			return x.checkCame(o.Image)
 		}
 		if err != nil {
 			return err
@@ -236,10 +245,14 @@ func (x *Exchange) taken(ctx context.Context, in *coming, id blockstore.ImageID,
 		return true
 	default:
 	}
-	if err == nil {
+	if mine, lerr := x.holds(id); lerr != nil || !mine {
 		return false
 	}
-	if mine, lerr := x.holds(id); lerr != nil || !mine {
+	if in.unclaimed() { // it came with that of another disk of the guest
+		in.took()
+		return true
+	}
+	if err == nil {
 		return false
 	}
 	select {
@@ -249,6 +262,20 @@ func (x *Exchange) taken(ctx context.Context, in *coming, id blockstore.ImageID,
 	case <-ctx.Done():
 	}
 	return false
+}
+
+// checkCame fails unless all of an image is here, with its lease: then its sender may remove its copy.
+func (x *Exchange) checkCame(id blockstore.ImageID) error {
+	if _, err := x.Names.Lookup(id.String()); err != nil {
+		return err
+	}
+	if mine, err := x.holds(id); err != nil || !mine {
+		return errors.Join(err, image.ErrNotHolder)
+	}
+	if x.Partial(id) {
+		return fmt.Errorf("image %v is not whole: %w", id, image.ErrInUse)
+	}
+	return nil
 }
 
 // checkHandover finds what would keep an image from coming.

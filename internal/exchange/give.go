@@ -28,6 +28,7 @@ func (x *Exchange) boundFill(key peer.Fingerprint, rate *peer.Rate) (done func()
 	return func() {
 		x.mu.Lock()
 		defer x.mu.Unlock()
+		rate.Set(0) // connections that have it go on without
 		if delete(x.fills[key], rate); len(x.fills[key]) == 0 {
 			delete(x.fills, key)
 		}

@@ -192,7 +192,7 @@ func (x *Exchange) leave(disks []*moving) (done func(), err error) {
 	var merging []func()
 	for _, d := range disks {
 		x.leaving[d.entry.Image] = true
-		merging = append(merging, x.Shared.Still(d.entry.Image))
+		merging = append(merging, x.Shared.Unmerged(d.entry.Image))
 	}
 	return func() {
 		for _, again := range merging {

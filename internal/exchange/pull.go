@@ -290,8 +290,10 @@ func (j *job) receive(ctx context.Context, d *transfer.Description, id blockstor
 	bring := j.x.receiver(j.from).Receive
 	if j.lazy {
 		bring = j.x.receiver(j.from).Begin
-		if err := j.x.mayBring(d, j.from); err != nil {
-			return Pulled{}, err
+		if !known { // of one that is here little may be missing: who fills it sees
+			if err := j.x.mayBring(d, j.from); err != nil {
+				return Pulled{}, err
+			}
 		}
 	}
 	got, err := bring(ctx, d, j.clients, transfer.ReceiveOptions{

@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -149,7 +150,9 @@ type Armed struct {
 // them. Offer is called each time when that is so, and whoever has closed the last handle
 // waits for it, but not longer than timeout. [image.ErrInUse]: one is armed already.
 func (t *Table) Arm(ids []blockstore.ImageID, to [32]byte, timeout time.Duration, offer func(ctx context.Context)) (*Armed, error) {
-	a := &Armed{to: to, offer: offer, timeout: timeout, ids: slices.Clone(ids), given: make(chan blockstore.ImageID, len(ids)), gone: map[blockstore.ImageID]bool{}}
+	ids = slices.Clone(ids)
+	slices.SortFunc(ids, func(a, b blockstore.ImageID) int { return bytes.Compare(a[:], b[:]) }) // turns are always taken in this order
+	a := &Armed{to: to, offer: offer, timeout: timeout, ids: ids, given: make(chan blockstore.ImageID, len(ids)), gone: map[blockstore.ImageID]bool{}}
 	for _, id := range ids {
 		a.states = append(a.states, t.state(id))
 	}
@@ -199,10 +202,10 @@ func (t *Table) Group(id blockstore.ImageID) []blockstore.ImageID {
 	return []blockstore.ImageID{id}
 }
 
-// Yield runs give, which gives the lease of an image to a host, for an image and for those that
-// go together with it and have not gone, while no handle may write any of them.
-// [image.ErrInUse]: one may, or the image is to go to another host.
-func (t *Table) Yield(id blockstore.ImageID, to [32]byte, give func(blockstore.ImageID) error) error {
+// Yield runs ready for an image and for all that go together with it, and then give, which gives
+// the lease of one to a host, for each, while no handle may write any of them. None is given
+// unless all are ready. [image.ErrInUse]: one may be written, or is to go to another host.
+func (t *Table) Yield(id blockstore.ImageID, to [32]byte, ready, give func(blockstore.ImageID) error) error {
 	s := t.state(id)
 	for {
 		a := s.armed.Load()
@@ -216,7 +219,7 @@ func (t *Table) Yield(id blockstore.ImageID, to [32]byte, give func(blockstore.I
 		still := s.armed.Load() == a
 		var err error
 		if still {
-			err = yield(s, a, id, to, give)
+			err = yield(s, a, id, to, ready, give)
 		}
 		for _, s := range all {
 			s.turn.Unlock()
@@ -228,7 +231,7 @@ func (t *Table) Yield(id blockstore.ImageID, to [32]byte, give func(blockstore.I
 }
 
 // yield is Yield while no handle can begin to write. a is what the image is armed for, or nil.
-func yield(s *state, a *Armed, id blockstore.ImageID, to [32]byte, give func(blockstore.ImageID) error) error {
+func yield(s *state, a *Armed, id blockstore.ImageID, to [32]byte, ready, give func(blockstore.ImageID) error) error {
 	ids := []blockstore.ImageID{id}
 	switch {
 	case a == nil && len(s.handles) > 0:
@@ -237,6 +240,11 @@ func yield(s *state, a *Armed, id blockstore.ImageID, to [32]byte, give func(blo
 		return fmt.Errorf("image %v is written, or goes to another host: %w", id, image.ErrInUse)
 	case a != nil:
 		ids = a.ids
+	}
+	for _, id := range ids {
+		if err := ready(id); err != nil {
+			return err
+		}
 	}
 	for _, id := range ids {
 		if err := give(id); err != nil {

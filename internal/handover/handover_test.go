@@ -20,7 +20,7 @@ var (
 func asked(t *testing.T, table *Table, id blockstore.ImageID, to [32]byte) bool {
 	t.Helper()
 	given := false
-	err := table.Yield(id, to, func(blockstore.ImageID) error { given = true; return nil })
+	err := table.Yield(id, to, isReady, func(blockstore.ImageID) error { given = true; return nil })
 	if err != nil && !errors.Is(err, image.ErrInUse) || given != (err == nil) {
 		t.Fatalf("given %v, %v", given, err)
 	}
@@ -113,7 +113,20 @@ func TestGroup(t *testing.T) {
 		t.Errorf("together with %v go %v", two, got)
 	}
 	full := errors.New("full")
-	if err := table.Yield(two, there, func(blockstore.ImageID) error { return full }); !errors.Is(err, full) || a.Count() != 0 {
+	unready := func(id blockstore.ImageID) error {
+		if id == two {
+			return full
+		}
+		return nil
+	}
+	err = table.Yield(one, there, unready, func(id blockstore.ImageID) error {
+		t.Errorf("%v is given, and %v is not ready", id, two)
+		return nil
+	})
+	if !errors.Is(err, full) || a.Count() != 0 {
+		t.Errorf("%v, %d given, want %v", err, a.Count(), full)
+	}
+	if err := table.Yield(two, there, isReady, func(blockstore.ImageID) error { return full }); !errors.Is(err, full) || a.Count() != 0 {
 		t.Errorf("%v, %d given, want %v", err, a.Count(), full)
 	}
 	if !asked(t, &table, two, there) || offers != 1 { // the other one goes with it
@@ -135,7 +148,7 @@ func TestGroup(t *testing.T) {
 func TestYieldWaits(t *testing.T) {
 	var table Table
 	opened := make(chan struct{})
-	check(t, table.Yield(one, there, func(blockstore.ImageID) error {
+	check(t, table.Yield(one, there, isReady, func(blockstore.ImageID) error {
 		go func() {
 			table.Open(one, nil)
 			close(opened)
@@ -159,10 +172,10 @@ func TestYieldDisarmed(t *testing.T) {
 	check(t, h.Closing(t.Context()))
 	h.Close()
 	second, inside := make(chan error), make(chan struct{})
-	check(t, table.Yield(one, there, func(blockstore.ImageID) error {
+	check(t, table.Yield(one, there, isReady, func(blockstore.ImageID) error {
 		go func() {
 			close(inside)
-			second <- table.Yield(one, there, func(blockstore.ImageID) error { return nil })
+			second <- table.Yield(one, there, isReady, func(blockstore.ImageID) error { return nil })
 		}()
 		<-inside
 		table.state(one).armed.Store(nil) // as Disarm does, before the second has its turn
@@ -180,3 +193,5 @@ func check(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+func isReady(blockstore.ImageID) error { return nil }
