@@ -112,10 +112,22 @@ func (h *host) pull(ctx context.Context, name string, lazy bool) (daemon.Pulled,
 	return got, took, err
 }
 
-// remove drops an image, and gives its space back.
+// remove drops an image, and gives its space back. A file of a mount that was just closed is in use a little longer.
 func (h *host) remove(ctx context.Context, name string) error {
-	if _, err := h.ask(ctx, daemon.OpRemove, daemon.NameRequest{Name: name, Force: true}, nil); err != nil {
-		return err
+	for end := time.Now().Add(10 * time.Second); ; {
+		_, err := h.ask(ctx, daemon.OpRemove, daemon.NameRequest{Name: name, Force: true}, nil)
+		if err == nil {
+			break
+		}
+		var failure *daemon.Error
+		if !errors.As(err, &failure) || failure.Code != daemon.CodeInUse || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	_, err := h.ask(ctx, daemon.OpCollect, daemon.Nothing{}, nil)
 	return err

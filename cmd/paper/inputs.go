@@ -62,7 +62,7 @@ func (e *evaluation) makeInput(ctx context.Context, s set, m page.Machine) (*inp
 		return in, fmt.Errorf("make %s: %w", in.name, err)
 	}
 	if m.Linked {
-		if in.source, err = e.attach(ctx, in.file); err != nil {
+		if in.source, err = e.attach(ctx, in.file, s.sparse); err != nil {
 			return in, err
 		}
 	}
@@ -201,9 +201,9 @@ func (t *text) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// attach gives a loop device for a file, read-only.
-func (e *evaluation) attach(ctx context.Context, file string) (string, error) {
-	device, err := e.run(ctx, "losetup", "--find", "--show", "--read-only", file)
+// attach gives a loop device for a file, read-only. A direct one does not keep a second copy in the page cache.
+func (e *evaluation) attach(ctx context.Context, file string, direct bool) (string, error) {
+	device, err := e.run(ctx, "losetup", "--find", "--show", "--read-only", "--direct-io="+map[bool]string{false: "off", true: "on"}[direct], file)
 	if err != nil {
 		return "", err
 	}

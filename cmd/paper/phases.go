@@ -47,7 +47,7 @@ func (e *evaluation) measureMachine(ctx context.Context, s set, m page.Machine) 
 			return out, err
 		}
 	}
-	if s.rounds > 1 { // large ones show nothing else than the small ones
+	if !s.sparse { // large ones show nothing else than the small ones
 		err = e.asCommands(ctx, in, &out)
 	}
 	return out, err
@@ -71,6 +71,7 @@ func (e *evaluation) round(ctx context.Context, in *input, round int, digest str
 		return fmt.Errorf("the import planned %+v, the plan alone %+v", got, planned)
 	}
 	out.Segments = page.Segments{Planned: planned.Planned, Merged: planned.Merged, Left: planned.Count, Reduction: planned.ReductionPercent}
+	segmentation = min(segmentation, took) // sealing may be hidden behind it
 	p := page.Phases{Segmentation: ms(segmentation), Sealing: ms(took - segmentation)}
 	for i := range page.Ways {
 		way := (page.Way(i) + page.Way(round)) % page.Ways
@@ -121,6 +122,7 @@ func (e *evaluation) carry(ctx context.Context, in *input, way page.Way, p page.
 			return fmt.Errorf("what was exported has the digest %s, what was imported %s", got.digest, digest)
 		}
 	}
+	collation = min(collation, exporting) // as above
 	out.Sealed, out.Wire = pulled.Bytes, pulled.Wire
 	p.Transmission, p.Opening, p.Collation = ms(transmission), ms(exporting-collation), ms(collation)
 	out.Paths[way] = append(out.Paths[way], p)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"time"
@@ -17,8 +18,8 @@ import (
 // bootShare is the part of the data that a guest reads before it is up.
 const bootShare = 0.1
 
-// bootList makes the reads of a guest that starts: the first sector, what follows it, and then pieces
-// of 4 to 128 KiB from all over the data, in no order, until a tenth of it was read.
+// bootList makes the reads of a guest that starts: the first sector, what follows it, and then stretches of 4 KiB to
+// 2 MiB from all over the data, in no order, as files are loaded, in reads of up to 128 KiB, until a tenth of it was read.
 func bootList(c content, seed int) (list []span) {
 	rng := rand.New(rand.NewPCG(uint64(seed), 0x600d))
 	if len(c.runs) == 0 {
@@ -27,12 +28,17 @@ func bootList(c content, seed int) (list []span) {
 	list = append(list, span{0, sector}, span{sector, 15 * sector})
 	for left := int64(float64(c.bytes) * bootShare); left > 0; {
 		at := c.at(rng.Int64N(c.bytes / sector))
-		n := min(int64(1+rng.IntN(32))*sector, at.n)
-		list = append(list, span{at.off, n})
-		left -= n
+		n := min(sector*int64(math.Pow(512, rng.Float64())), at.n, roundUp(left))
+		for left -= n; n > 0; {
+			piece := min(n, 128*kib)
+			list = append(list, span{at.off, piece})
+			at.off, n = at.off+piece, n-piece
+		}
 	}
 	return list
 }
+
+func roundUp(n int64) int64 { return (n + sector - 1) / sector * sector }
 
 // at gives the rest of a run from a sector on, which is counted among those that are not zero.
 func (c *content) at(number int64) span {

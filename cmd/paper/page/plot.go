@@ -53,7 +53,8 @@ func (c chart) draw(file string) error {
 	p.Title.Text = c.title
 	p.Title.Padding = vg.Points(6)
 	p.X.Label.Text, p.Y.Label.Text = c.x, c.y
-	p.Legend.Top = true
+	p.Legend.Top, p.Legend.Left = true, true // at the left its text runs into nothing, whatever font shows it
+	p.Legend.XOffs, p.Legend.Padding = vg.Points(12), vg.Points(1)
 	const clusters = 520 // points of the page for all of them
 	width := vg.Points(clusters / float64(len(c.names)*(len(c.series)+1)))
 	for i, s := range c.series {

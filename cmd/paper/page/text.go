@@ -10,11 +10,11 @@ func (r *Results) method(w *writer) {
 		"The source is in the page cache. The network is the loopback device of a namespace, or a link between two namespaces that `tc` bounds to 1 Gbit/s, both with TLS.")
 	w.text("The paper has five phases that follow each other. Here they overlap inside a request, so two of them are measured once more, alone, just beside the request, and taken from it:")
 	w.text("- *Segmentation*: the image is read and planned as an import does, and nothing else (`convert.Plan`).\n" +
-		"- *Sealing*: the import, less that. Keys are made, frames compressed (zstd, as by default) and sealed, objects hashed and stored, the map and the commit signed.\n" +
+		"- *Sealing*: the import, less that; so it is what sealing adds to the time of reading, which it overlaps. Keys are made, frames compressed (zstd, as by default) and sealed, objects hashed and stored, the map and the commit signed.\n" +
 		"- *Transmission*: the pull. The hosts authenticate, the destination is made a recipient (a commit at the source), each object is sent, checked and stored.\n" +
-		"- *Opening*: the export, less collation. Keys are opened and compared with the master key, objects are read, opened and decompressed.\n" +
+		"- *Opening*: the export, less collation, likewise. Keys are opened and compared with the master key, objects are read, opened and decompressed.\n" +
 		"- *Collation* (de-segmentation): what an export does with a disk that is not sealed: its regions are put together and written to a new file, which is made durable.")
-	w.text("So the phases of a round add up to its total. That segmentation alone is not slower than within the import is not certain: within it, it shares the processors. The paper gives no time for keys and for storing; " +
+	w.text("So the phases of a round add up to its total. A request that is not longer than what is taken from it leaves 0: the rest is hidden behind it. The paper gives no time for keys and for storing; " +
 		"here both are within sealing and transmission. The guest is not moved: [testing.md](testing.md) says which tests do that.")
 }
 
@@ -50,7 +50,7 @@ var reasons = [len(PhaseNames)]string{
 func (r *Results) lazy(w *writer) {
 	w.text("## Lazy beside whole")
 	w.text("Over 1 Gbit/s, from the request for an image that the destination does not have, until a program there has read the first block (4 KiB) from the mount, and until it has read the boot list: " +
-		"pieces of up to 128 KiB, in no order, a tenth of the data, which were read once at the source and recorded there as the start-up list (`sealdisk deps`). *Whole* is `pull`, *lazy* `pull --lazy`, which brings that list first and the rest meanwhile. Milliseconds, medians.")
+		"stretches of up to 2 MiB from all over the data, in no order, as files are loaded, a tenth of it in all, which were read once at the source and recorded there as the start-up list (`sealdisk deps`). *Whole* is `pull`, *lazy* `pull --lazy`, which brings that list first and the rest meanwhile. Milliseconds, medians.")
 	for _, s := range r.Sets {
 		var rows [][]string
 		row := func(name, boot string, f func(func(Image) float64) float64) []string {
