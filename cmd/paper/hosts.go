@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -20,6 +21,8 @@ type host struct {
 	dir, mnt        string
 	server          *measure.Server
 	api             *daemon.Client
+
+	Recipients []string `json:"recipients"` // to whom an image is sealed that it is to open
 }
 
 // makeHosts starts the daemons and makes the source and each destination peers of each other.
@@ -49,11 +52,14 @@ func (e *evaluation) makeHost(ctx context.Context, name, namespace, listen strin
 	if err := os.MkdirAll(h.mnt, 0o700); err != nil {
 		return nil, err
 	}
-	if err := e.command(ctx, h, "init"); err != nil {
+	made, err := e.command(ctx, h, "init", "--json")
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal([]byte(made), h); err != nil {
 		return nil, err
 	}
 	line := e.line(h, "serve", "--listen", listen, "--mount", h.mnt)
-	var err error
 	if h.server, err = e.commands.Start(ctx, nil, line[0], line[1:]...); err != nil {
 		return nil, err
 	}
@@ -79,10 +85,9 @@ func (e *evaluation) line(h *host, args ...string) []string {
 }
 
 // command runs sealdisk as that host.
-func (e *evaluation) command(ctx context.Context, h *host, args ...string) error {
+func (e *evaluation) command(ctx context.Context, h *host, args ...string) (string, error) {
 	line := e.line(h, args...)
-	_, err := e.run(ctx, line[0], line[1:]...)
-	return err
+	return e.run(ctx, line[0], line[1:]...)
 }
 
 // meet makes there, who answers at address, a peer of here that may do everything.

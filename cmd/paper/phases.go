@@ -63,7 +63,11 @@ func (e *evaluation) round(ctx context.Context, in *input, round int, digest str
 		return err
 	}
 	var imported daemon.Imported
-	took, err := e.source.ask(ctx, daemon.OpImport, daemon.ImportRequest{Path: in.source, Name: in.name, Format: format.Raw}, &imported)
+	request := daemon.ImportRequest{Path: in.source, Name: in.name, Format: format.Raw}
+	for _, sink := range e.sinks {
+		request.Recipients = append(request.Recipients, sink.Recipients...)
+	}
+	took, err := e.source.ask(ctx, daemon.OpImport, request, &imported)
 	if err != nil {
 		return err
 	}
@@ -160,7 +164,7 @@ func (e *evaluation) asCommands(ctx context.Context, in *input, out *page.Image)
 		{sink, []string{"pull", "source:" + in.name}},
 		{sink, []string{"export", in.name, file}},
 	} {
-		if err := e.command(ctx, c.at, c.args...); err != nil {
+		if _, err := e.command(ctx, c.at, c.args...); err != nil {
 			return err
 		}
 	}

@@ -32,7 +32,7 @@ func (r *Results) summary(w *writer) {
 	rows := [][]string{
 		row("mean total of the ten images in MB, loopback, ms", PaperMean, s.MeanTotal(Loopback), fmt.Sprintf("at least %d times less: %s", GoalFactor, verdict)),
 		row("the same over 1 Gbit/s, ms", PaperMean, s.MeanTotal(Gigabit), ""),
-		row("the same on loopback as three typed commands, ms", PaperMean, s.mean(func(im Image) float64 { return im.Commands }), "with the start of three processes"),
+		row("the same on loopback as three typed commands, ms", PaperMean, s.mean(func(im Image) float64 { return im.Commands }), "one round, with the start of three processes; the destination is no recipient yet, so the pull makes it one, by a commit at the source"),
 		row("mean increase of a selection (SLA), loopback, percent", PaperIncrease, MeanIncrease(Minutes(s.MeanTotal(Loopback))), ""),
 	}
 	w.text("## In short")

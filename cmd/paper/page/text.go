@@ -10,8 +10,8 @@ func (r *Results) method(w *writer) {
 		"The source is in the page cache. The network is the loopback device of a namespace, or a link between two namespaces that `tc` bounds to 1 Gbit/s, both with TLS.")
 	w.text("The paper has five phases that follow each other. Here they overlap inside a request, so two of them are measured once more, alone, just beside the request, and taken from it:")
 	w.text("- *Segmentation*: the image is read and planned as an import does, and nothing else (`convert.Plan`).\n" +
-		"- *Sealing*: the import, less that; so it is what sealing adds to the time of reading, which it overlaps. Keys are made, frames compressed (zstd, as by default) and sealed, objects hashed and stored, the map and the commit signed.\n" +
-		"- *Transmission*: the pull. The hosts authenticate, the destination is made a recipient (a commit at the source), each object is sent, checked and stored.\n" +
+		"- *Sealing*: the import, less that; so it is what sealing adds to the time of reading, which it overlaps. Keys are made and sealed to the source and the destinations (`--recipient`), as the paper seals its header in this phase; frames are compressed (zstd, as by default) and sealed, objects hashed and stored, the map and the commit signed.\n" +
+		"- *Transmission*: the pull. The hosts authenticate, the destination checks leases, commit and map, and each object is sent, checked and stored.\n" +
 		"- *Opening*: the export, less collation, likewise. Keys are opened and compared with the master key, objects are read, opened and decompressed.\n" +
 		"- *Collation* (de-segmentation): what an export does with a disk that is not sealed: its regions are put together and written to a new file, which is made durable.")
 	w.text("So the phases of a round add up to its total. A request that is not longer than what is taken from it leaves 0: the rest is hidden behind it. The paper gives no time for keys and for storing; " +
@@ -41,7 +41,7 @@ func (r *Results) speeds(w *writer) {
 var reasons = [len(PhaseNames)]string{
 	"reading: a linked image is read whole, holes and all",
 	"zstd, and some ten waits for the device: objects, lease, commit and name are made durable one after the other, in the order that a crash needs",
-	"round trips and waits for the device: the handshake, the keyring and the commit that name the destination, then map, segments, lease, head, each durable before the next. Over 1 Gbit/s the link as well",
+	"round trips and waits for the device: the handshake, then map, segments, leases, head and name, each durable before the next. Over 1 Gbit/s the link as well",
 	"zstd, and the memory that buffers of whole regions take from the kernel anew",
 	"the fsync of the new file",
 }
