@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,12 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sealdisk/sealdisk/cmd/bench/report"
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 // A bench is one run. It is used by one goroutine, but for results and command.
@@ -23,7 +22,8 @@ type bench struct {
 	scale
 	only     []string // groups to measure; none is all
 	dir      string   // everything that the run makes is in it
-	sealdisk string   // the binary, built once
+	commands measure.Commands
+	sealdisk string // the binary, built once
 	revision string
 	round    int // the one that is being measured, from 0
 	results  report.Results
@@ -99,26 +99,13 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.dir, b.sealdisk = dir, filepath.Join(dir, "bin-sealdisk")
+	b.dir, b.sealdisk, b.commands = dir, filepath.Join(dir, "bin-sealdisk"), measure.Commands{Dir: dir}
 	b.say("build sealdisk; work in %s", dir)
 	if _, err := b.command(ctx, "go", "build", "-o", b.sealdisk, "./cmd/sealdisk"); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	b.revision = b.describe(ctx)
+	b.revision = b.commands.Revision(ctx)
 	return b, nil
-}
-
-// describe names what was built.
-func (b *bench) describe(ctx context.Context) string {
-	rev, err := b.command(ctx, "git", "rev-parse", "--short=12", "HEAD")
-	if err != nil {
-		return "not from version control"
-	}
-	text := strings.TrimSpace(rev)
-	if changed, err := b.command(ctx, "git", "status", "--porcelain", "--untracked-files=no"); err == nil && changed != "" {
-		text += " with changes"
-	}
-	return text
 }
 
 // measure runs the groups that were asked for, each function once. A failed group is noted and the next one runs.
@@ -172,16 +159,6 @@ func (b *bench) add(row, contender string, v float64) {
 	b.results.Add(row, contender, v)
 }
 
-// prepare makes a command that a Ctrl-C of the terminal does not reach: it ends with ctx, by SIGTERM.
-func (b *bench) prepare(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "TMPDIR="+b.dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 20 * time.Second
-	return cmd
-}
-
 // command runs a program to its end and gives its stdout; an error has its stderr.
 func (b *bench) command(ctx context.Context, name string, args ...string) (string, error) {
 	out, _, err := b.runEnv(ctx, nil, name, args...)
@@ -190,19 +167,11 @@ func (b *bench) command(ctx context.Context, name string, args ...string) (strin
 
 // runEnv is command with more environment, and gives the largest resident set in bytes too.
 func (b *bench) runEnv(ctx context.Context, env []string, name string, args ...string) (string, int64, error) {
-	cmd := b.prepare(ctx, name, args...)
-	cmd.Env = append(cmd.Env, env...)
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := cmd.Run(); err != nil {
-		return "", 0, fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(args[:min(2, len(args))], " "), err, tail(errOut.String()))
+	out, ended, err := b.commands.Run(ctx, env, name, args...)
+	if err != nil {
+		return "", 0, err
 	}
-	return out.String(), maxResident(cmd.ProcessState), nil
-}
-
-func tail(s string) string {
-	s = strings.TrimSpace(s)
-	return s[max(0, len(s)-400):]
+	return out, maxResident(ended), nil
 }
 
 // timed syncs, runs f, syncs again, and gives how long f and the second sync took.
@@ -234,7 +203,7 @@ func (b *bench) path(parts ...string) string {
 // clean ends all servers, removes mounts that are left and then the folder.
 func (b *bench) clean() error {
 	b.endAll()
-	for _, m := range mountsBelow(b.dir) {
+	for _, m := range measure.MountsBelow(b.dir) {
 		b.say("unmount what was left: %s", m)
 		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("%s is still mounted, nothing removed: %w", m, err)

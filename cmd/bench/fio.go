@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sealdisk/sealdisk/cmd/bench/report"
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 // A load is one run of fio on one file, O_DIRECT.
@@ -121,7 +122,7 @@ func parseFio(text []byte) (outcome, error) {
 	}
 	_, body, found := strings.Cut(string(text), "{")
 	if !found {
-		return outcome{}, fmt.Errorf("fio: no JSON in %q", tail(string(text)))
+		return outcome{}, fmt.Errorf("fio: no JSON in %q", measure.Tail(string(text)))
 	}
 	if err := json.Unmarshal([]byte("{"+body), &result); err != nil {
 		return outcome{}, fmt.Errorf("fio: %w", err)

@@ -6,20 +6,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 // noise gives n incompressible bytes, the same for the same n.
-func noise(n int64) io.Reader {
-	var seed [32]byte
-	copy(seed[:], "sealdisk bench "+strconv.FormatInt(n, 10))
-	return io.LimitReader(rand.NewChaCha8(seed), n)
-}
+func noise(n int64) io.Reader { return measure.Noise("sealdisk bench "+strconv.FormatInt(n, 10), n) }
 
 // noiseFile writes n bytes of noise.
 func noiseFile(name string, n int64) error {

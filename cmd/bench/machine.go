@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -15,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sealdisk/sealdisk/cmd/bench/report"
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 // maxResident is the largest resident set of an ended process, in bytes.
@@ -30,7 +29,7 @@ func resetPeak(d *daemon) error {
 	if d == nil {
 		return nil
 	}
-	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", d.pid()), []byte("5"), 0)
+	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", d.PID()), []byte("5"), 0)
 }
 
 // notePeak keeps the largest resident set of a target's server.
@@ -39,7 +38,7 @@ func (b *bench) notePeak(row string, t target, contender string) error {
 	if d == nil || t.Name() == report.Memory {
 		return nil
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.pid()))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
 	if err != nil {
 		return err
 	}
@@ -97,29 +96,16 @@ func (b *bench) dropCaches() error {
 
 // facts describes the run, the machine and every program.
 func (b *bench) facts(began time.Time) []report.Note {
-	read := func(name, key string) string {
-		text, _ := os.ReadFile(name)
-		for line := range strings.Lines(string(text)) {
-			if k, v, ok := strings.Cut(line, key); ok && strings.TrimRight(k, "\t ") == "" {
-				return strings.Trim(strings.TrimSpace(strings.TrimLeft(strings.TrimSpace(v), ":")), `"`)
-			}
-		}
-		return "unknown"
+	facts := []report.Note{{What: "run", Why: fmt.Sprintf("%s UTC, %d min, %d rounds", began.UTC().Format("2006-01-02 15:04"), int(time.Since(began).Minutes()), b.rounds)}}
+	for _, f := range measure.Machine(filepath.Dir(b.dir)) {
+		facts = append(facts, report.Note{What: f.What, Why: f.Is})
 	}
-	kib, _ := strconv.ParseInt(strings.TrimSuffix(read("/proc/meminfo", "MemTotal:"), " kB"), 10, 64)
-	facts := []report.Note{
-		{What: "run", Why: fmt.Sprintf("%s UTC, %d min, %d rounds", began.UTC().Format("2006-01-02 15:04"), int(time.Since(began).Minutes()), b.rounds)},
-		{What: "machine", Why: fmt.Sprintf("%d cores of %s, %.1f GiB", runtime.NumCPU(), read("/proc/cpuinfo", "model name"), float64(kib)/(1<<20))},
-		{What: "load at the end", Why: firstLine("/proc/loadavg")},
-		{What: "kernel, system", Why: "Linux " + firstLine("/proc/sys/kernel/osrelease") + ", " + read("/etc/os-release", "PRETTY_NAME=")},
-		{What: "work folder", Why: b.fileSystem()},
-		{What: "sealdisk", Why: b.revision + ", " + runtime.Version()},
-	}
+	facts = append(facts, report.Note{What: "sealdisk", Why: b.revision + ", " + runtime.Version()})
 	for _, p := range [][]string{
 		{"fio", "--version"}, {"gocryptfs", "-version"}, {"restic", "version"}, {"qemu-img", "--version"},
 		{"qemu-storage-daemon", "--version"}, {"openssl", "version"}, {"cp", "--version"}, {"mkfs.ext4", "-V"},
 	} {
-		facts = append(facts, report.Note{What: p[0], Why: version(p)})
+		facts = append(facts, report.Note{What: p[0], Why: measure.Version(p...)})
 	}
 	return append(facts, report.Note{What: "sizes", Why: b.sizes()}, report.Note{What: "settings", Why: settings})
 }
@@ -134,29 +120,3 @@ func (b *bench) sizes() string {
 const settings = "fio with O_DIRECT, libaio (psync with fsync), fresh random buffers; disks for fio hold random bytes; sealdisk with its defaults " +
 	"(zstd, its own cache size) unless named; qemu-storage-daemon with its defaults (page cache, one thread), LUKS aes-xts, iter-time 200 ms; " +
 	"gocryptfs AES-GCM, scrypt N 2¹²; warm: the set was read once before; transfers: the source is in the page cache, time until synced"
-
-func (b *bench) fileSystem() string {
-	out, err := exec.Command("findmnt", "-n", "-o", "FSTYPE,SOURCE,OPTIONS", "-T", filepath.Dir(b.dir)).Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.Join(strings.Fields(string(out)), " ")
-}
-
-func firstLine(name string) string {
-	text, _ := os.ReadFile(name)
-	line, _, _ := strings.Cut(string(text), "\n")
-	return line
-}
-
-// version is the first line that a program says of itself.
-func version(args []string) string {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
-	line, _, _ := strings.Cut(string(out), "\n")
-	if err != nil && line == "" {
-		return "not installed"
-	}
-	return line
-}

@@ -152,10 +152,10 @@ func (t *qemuTarget) Stop(context.Context) error {
 	if t.d == nil {
 		return nil
 	}
-	if err := t.d.cmd.Process.Signal(unix.SIGTERM); err != nil {
+	if err := t.d.Cmd.Process.Signal(unix.SIGTERM); err != nil {
 		return err
 	}
-	if err := t.d.wait(2 * time.Minute); err != nil {
+	if err := t.d.Wait(2 * time.Minute); err != nil {
 		return err
 	}
 	t.b.forget(t.d)

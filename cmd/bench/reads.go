@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/sealdisk/sealdisk/cmd/bench/report"
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 // readers gives all targets but the named ones, each with the same random disk. The folder is the caller's to remove.
@@ -37,7 +38,7 @@ func (b *bench) readers(ctx context.Context, folder string, but ...string) ([]ta
 
 // removeFolder leaves a folder with mounts in it to clean.
 func (b *bench) removeFolder(folder string) error {
-	if len(mountsBelow(b.path(folder))) > 0 {
+	if len(measure.MountsBelow(b.path(folder))) > 0 {
 		return nil
 	}
 	return errors.Join(os.RemoveAll(b.path(folder)), os.RemoveAll(b.path(folder+".raw")))
@@ -155,7 +156,7 @@ func (b *bench) each(list []target, what string, f func(target) error) (well []t
 		if err := f(t); err != nil {
 			b.fail(what+" of "+t.Name(), err)
 			if d := t.Server(); d != nil {
-				b.say("its log: %s", d.tail())
+				b.say("its log: %s", d.Tail())
 			}
 			continue
 		}

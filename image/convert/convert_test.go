@@ -220,7 +220,7 @@ func eachSize(t *testing.T, run func(t *testing.T, size int, seed uint64)) {
 	}
 }
 
-// TestCopyIn: what arrives is what the source holds, by file and by stream.
+// TestCopyIn: what arrives is what the source holds, by file and by stream, and a plan alone is the same plan.
 func TestCopyIn(t *testing.T) {
 	ctx := context.Background()
 	eachSize(t, func(t *testing.T, size int, seed uint64) {
@@ -237,6 +237,9 @@ func TestCopyIn(t *testing.T) {
 		}
 		if !bytes.Equal(got.b[:size], m.b) {
 			t.Fatal("a file arrived changed")
+		}
+		if alone, err := Plan(ctx, memorySource{m}, ImportOptions{}); err != nil || alone != p.Report() {
+			t.Fatalf("planned alone: %+v, %v, want %+v", alone, err, p.Report())
 		}
 		got = memoryDisk{&memory{b: make([]byte, whole)}}
 		n, _, err := streamIn(ctx, iotest.DataErrReader(bytes.NewReader(m.b)), plan.MinBlock, got, nil)

@@ -3,6 +3,8 @@ package report
 import (
 	"slices"
 	"sync"
+
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 // key names the samples of one contender at one row.
@@ -91,20 +93,5 @@ func (r *Results) stat(row, contender string) (stat, bool) {
 	if len(v) == 0 {
 		return stat{}, false
 	}
-	return stat{Median(v), slices.Min(v), slices.Max(v), len(v)}, true
-}
-
-// Median gives the middle of the values, between the two middle ones if their number is even, and 0
-// of none. It leaves their order.
-func Median(values []float64) float64 {
-	if len(values) == 0 {
-		return 0
-	}
-	v := slices.Clone(values)
-	slices.Sort(v)
-	mid := len(v) / 2
-	if len(v)%2 == 1 {
-		return v[mid]
-	}
-	return (v[mid-1] + v[mid]) / 2
+	return stat{measure.Median(v), slices.Min(v), slices.Max(v), len(v)}, true
 }
