@@ -38,7 +38,6 @@ func (s Seal) Segment(dst []byte, region uint64, runs []Run, data []byte, frameL
 	first := appendRuns(make([]byte, 0, 1088), runs)
 	var table [blockstore.MaxFrames]uint32
 	table[0] = uint32(len(first) + crypto.Overhead)
-	lengths := table[:1]
 
 	// The key is bound to the length table, so all is compressed before any is sealed.
 	sc := scratches.Get().(*scratch)
