@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/sealdisk/sealdisk/cmd/paper/page"
 	"github.com/sealdisk/sealdisk/internal/measure"
@@ -69,8 +68,8 @@ func (e *evaluation) makeInput(ctx context.Context, s set, m page.Machine) (*inp
 	return in, nil
 }
 
-// makeFileSystem makes a file an ext4 file system with a tree in it. The script of debugfs sets the one
-// time that mkfs takes from the tree and nobody can set there.
+// makeFileSystem makes a file an ext4 file system with a tree in it. The script of debugfs sets the times
+// that mkfs takes from the tree: nobody can set all of them there, and reading changes some.
 func (e *evaluation) makeFileSystem(ctx context.Context, file string, size int64, fixed bool, tree, script string) error {
 	if err := makeDisk(file, size, fixed); err != nil {
 		return err
@@ -111,7 +110,7 @@ func makeDisk(file string, size int64, blocks bool) error {
 func fillTree(tree, seed string, total int64) (script string, err error) {
 	rng := seeded(seed)
 	largest := float64(min(max(total/40, 64*kib), 32*mib))
-	sif := "sif / ctime @" + strconv.Itoa(birth) + "\n"
+	sif := setTimes("/")
 	if err := os.MkdirAll(tree, 0o755); err != nil {
 		return "", err
 	}
@@ -123,7 +122,7 @@ func fillTree(tree, seed string, total int64) (script string, err error) {
 			if err := os.Mkdir(filepath.Join(tree, folder), 0o755); err != nil {
 				return "", err
 			}
-			sif += fmt.Sprintf("sif /%s ctime @%d\n", folder, birth)
+			sif += setTimes("/" + folder)
 		}
 		content := measure.Noise(seed+strconv.Itoa(n), size)
 		if n%2 == 0 {
@@ -132,9 +131,18 @@ func fillTree(tree, seed string, total int64) (script string, err error) {
 		if err := writeFile(filepath.Join(tree, folder, file), content); err != nil {
 			return "", err
 		}
-		sif += fmt.Sprintf("sif /%s/%s ctime @%d\n", folder, file, birth)
+		sif += setTimes("/" + folder + "/" + file)
 	}
-	return sif, ageTree(tree)
+	return sif, setModes(tree)
+}
+
+// setTimes gives the commands of debugfs that set the times of a file or folder, which mkfs takes from the tree.
+func setTimes(name string) string {
+	var b strings.Builder
+	for _, which := range []string{"atime", "ctime", "mtime"} {
+		fmt.Fprintf(&b, "sif %s %s @%d\n", name, which, birth)
+	}
+	return b.String()
 }
 
 // seeded gives numbers that follow from the first 32 bytes of the seed.
@@ -154,18 +162,16 @@ func writeFile(name string, content io.Reader) error {
 	return errors.Join(err, w.Flush(), f.Close())
 }
 
-// ageTree gives all files the same times and modes.
-func ageTree(tree string) error {
-	at := time.Unix(birth, 0)
+// setModes gives all files the same modes, whatever the umask.
+func setModes(tree string) error {
 	return filepath.WalkDir(tree, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		mode := fs.FileMode(0o644)
 		if d.IsDir() {
-			mode = 0o755
+			return os.Chmod(name, 0o755)
 		}
-		return errors.Join(os.Chmod(name, mode), os.Chtimes(name, at, at))
+		return os.Chmod(name, 0o644)
 	})
 }
 
