@@ -286,19 +286,21 @@ func (c *Client) Done(ctx context.Context, image blockstore.ImageID) error {
 	return resp.Body.Close()
 }
 
-// AddRecipients asks for an image to be sealed to further recipients, in age's notation.
-func (c *Client) AddRecipients(ctx context.Context, image blockstore.ImageID, recipients []string) error {
+// AddRecipients asks for an image to be sealed to further recipients, in age's notation, and
+// gives the image as it is then, as [Client.Describe] does.
+func (c *Client) AddRecipients(ctx context.Context, image blockstore.ImageID, recipients []string) (*Description, error) {
 	body, err := encMode.Marshal(recipients)
 	if err != nil {
-		return fmt.Errorf("transfer: %w", err)
+		return nil, fmt.Errorf("transfer: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	resp, err := c.do(ctx, http.MethodPost, "/v1/images/"+image.String()+"/recipients", body, nil, http.StatusNoContent)
+	resp, err := c.do(ctx, http.MethodPost, "/v1/images/"+image.String()+"/recipients", body, nil, http.StatusOK)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return resp.Body.Close()
+	defer resp.Body.Close()
+	return c.description(resp)
 }
 
 // Offer asks the host that dialled what it wants pulled.

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/image"
 	"github.com/sealdisk/sealdisk/image/anchor"
@@ -107,11 +109,13 @@ func (r *Receiver) Begin(ctx context.Context, d *Description, peers []*Client, o
 	hold := r.Store.Hold()
 	defer hold.Release()
 	x.pool = newPool(d.Image, peers, r.Log)
-	if err := x.smalls(ctx, smallsOf(x.head.public)...); err != nil {
+	if err := x.begin(ctx, x.head.public); err != nil {
 		return Received{}, err
 	}
-	if err := x.root(ctx); err != nil {
-		return Received{}, err
+	if r := x.head.public.Root; r != nil {
+		if _, err := x.children(ctx, rootOf(r), r.Level); err != nil {
+			return Received{}, err
+		}
 	}
 	snapshots, err := x.snapshots(ctx, peers)
 	if err != nil {
@@ -134,18 +138,18 @@ func smallsOf(c *blockstore.CommitPublic) []blockstore.SmallRef {
 	return refs
 }
 
-// root brings the root of the head's map and checks that it is one.
-func (x *receiving) root(ctx context.Context) error {
-	r := x.head.public.Root
-	if r == nil {
-		return nil
+func rootOf(r *blockstore.RootRef) blockstore.Ref {
+	return blockstore.Ref{ID: r.ID, Length: r.Length, Subtree: r.Subtree}
+}
+
+// begin brings the small objects that a commit names and the root of its map: in one round trip.
+func (x *receiving) begin(ctx context.Context, c *blockstore.CommitPublic) error {
+	g, group := errgroup.WithContext(ctx)
+	g.Go(func() error { return x.smalls(group, smallsOf(c)...) })
+	if c.Root != nil {
+		g.Go(func() error { return x.nodes(group, []blockstore.Ref{rootOf(c.Root)}) })
 	}
-	ref := blockstore.Ref{ID: r.ID, Length: r.Length, Subtree: r.Subtree}
-	if err := x.nodes(ctx, []blockstore.Ref{ref}); err != nil {
-		return err
-	}
-	_, err := x.children(ctx, ref, r.Level)
-	return err
+	return g.Wait()
 }
 
 func (x *receiving) received() Received {

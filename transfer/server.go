@@ -444,6 +444,5 @@ func (s *Server) recipients(c *peer.Conn, w http.ResponseWriter, r *http.Request
 	if err := s.images.AddRecipients(r.Context(), c.Peer, id, list); err != nil {
 		return err
 	}
-	w.WriteHeader(http.StatusNoContent)
-	return nil
+	return s.tell(c, w, id)
 }

@@ -68,16 +68,10 @@ const walkers = 4
 // fetch makes all that a commit reaches local: small objects, then the nodes that are
 // missing, which tell how much else is, then that.
 func (x *receiving) fetch(ctx context.Context, c *blockstore.CommitPublic) error {
-	if err := x.smalls(ctx, smallsOf(c)...); err != nil {
+	if err := x.begin(ctx, c); err != nil || c.Root == nil {
 		return err
 	}
-	if c.Root == nil {
-		return nil
-	}
-	root := blockstore.Ref{ID: c.Root.ID, Length: c.Root.Length, Subtree: c.Root.Subtree}
-	if err := x.nodes(ctx, []blockstore.Ref{root}); err != nil {
-		return err
-	}
+	root := rootOf(c.Root)
 	if complete, err := x.complete(ctx, root, c.Root.Level); err != nil || complete {
 		return err
 	}

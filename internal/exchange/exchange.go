@@ -167,6 +167,7 @@ func (x *Exchange) bound(name string, perSecond int64) (r *peer.Rate, done func(
 	return r, func() {
 		x.mu.Lock()
 		defer x.mu.Unlock()
+		r.Set(0) // a connection that lives on goes on without
 		if delete(x.bounds[name], r); len(x.bounds[name]) == 0 {
 			delete(x.bounds, name)
 		}

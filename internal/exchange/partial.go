@@ -279,6 +279,17 @@ func (p *partial) demands(ctx context.Context) (*transfer.Client, error) {
 	return p.client, nil
 }
 
+// adopt takes a connection to the first source for what somebody waits for, if there is none.
+func (p *partial) adopt(c *transfer.Client) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.client != nil || p.life.Err() != nil || len(p.sources) == 0 || p.sources[0] != c.Conn.Peer.Key || !p.fill.Load() {
+		return false
+	}
+	p.client = c
+	return true
+}
+
 // drop closes a connection that is of no use: the next source is dialled.
 func (p *partial) drop(c *transfer.Client) {
 	p.mu.Lock()

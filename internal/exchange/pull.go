@@ -134,6 +134,9 @@ func (x *Exchange) pull(ctx context.Context, p Pull, rate *peer.Rate) (Pulled, e
 		in, _ := c.Conn.Traffic()
 		out.Wire += in
 	}
+	if pt := x.partial(out.Image); err == nil && pt != nil && pt.adopt(clients[0]) {
+		clients = clients[1:] // who waits for data goes on with it
+	}
 	return out, err
 }
 
@@ -370,16 +373,14 @@ func (j *job) obtainKeys(ctx context.Context, d *transfer.Description, keys keys
 		}
 		return nil, false, err
 	}
-	first := j.clients[0]
-	err = first.AddRecipients(ctx, d.Image, j.x.Recipients)
+	sealed, err := j.clients[0].AddRecipients(ctx, d.Image, j.x.Recipients)
 	if errors.Is(err, transfer.ErrRefused) && keys == keysIfAllowed {
 		return d, true, nil
 	}
 	if err != nil {
 		return nil, false, fmt.Errorf("becoming a recipient: %w", err)
 	}
-	d, err = first.Describe(ctx, d.Image.String(), blockstore.CommitID{})
-	return d, false, err
+	return sealed, false, nil
 }
 
 // opens tells whether this host's identities open the keyring that a description names.
