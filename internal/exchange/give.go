@@ -232,6 +232,11 @@ func (mv *Moving) whyLost() error {
 // lastRound is a round while the guest stands still. What there is no time for comes after the
 // handover, unless all is to come before.
 func (mv *Moving) lastRound(ctx context.Context) error {
+	mv.hold.Set(0)
+	if mv.held.Load() {
+		mv.m.Note("what the disks lack comes after the handover")
+		return nil
+	}
 	wait := mv.m.Timeout
 	if !mv.m.PreCopy {
 		wait = min(wait, lastWait)

@@ -60,6 +60,7 @@ func (mv *Moving) drive(ctx context.Context) error {
 	defer stop()
 	carried := make(chan error, 1)
 	go func() { carried <- transfer.Tunnel(carrying, conn, local) }()
+	defer mv.hold.Set(0)
 	report, err := monitor.Migrate(ctx, qemu.Options{
 		URI: "fd:" + streamName, Downtime: g.Downtime, Bandwidth: mv.m.Bandwidth, Progress: mv.memory(),
 		Paused: mv.lastRound,
@@ -90,11 +91,29 @@ func (mv *Moving) memory() func(qemu.Progress) {
 	n, next := 0, time.Now().Add(memoryStep)
 	return func(p qemu.Progress) {
 		mv.m.Progress(p.Done, p.Total)
+		mv.share(p)
 		if now := time.Now(); now.After(next) {
 			n, next = n+1, now.Add(memoryStep)
 			mv.m.Stage(Stage{Phase: PhaseMemory, Round: n, Bytes: p.Done, Rate: p.Rate, Dirty: p.Dirty, Downtime: p.Downtime})
 		}
 	}
+}
+
+// What the disks leave to the memory.
+const (
+	contended = 2 // the memory that the guest writes is more than one of so many parts of what goes
+	heldPart  = 8 // then the disks have one of so many parts
+	heldLeast = 1 << 20
+)
+
+// share lets the memory have most of the link if it does not shrink beside the disks, the rest of
+// which can come after the handover: memory cannot.
+func (mv *Moving) share(p qemu.Progress) {
+	if mv.m.PreCopy || p.Rate == 0 || p.Dirty < p.Rate/contended || !mv.held.CompareAndSwap(false, true) {
+		return
+	}
+	mv.hold.Set(max(p.Rate/heldPart, heldLeast))
+	mv.m.Note("the guest writes its memory at half the rate at which it goes, or faster: the disks wait for it")
 }
 
 // checkGuest finds what would keep the guest from moving, before anything is copied.

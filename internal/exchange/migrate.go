@@ -76,6 +76,8 @@ type Moving struct {
 	tunnel atomic.Pointer[peer.Conn] // carries the guest's memory
 	lost   chan struct{}             // closed when one of the pushes failed
 	fail   func()                    // closes it
+	hold   *peer.Rate                // bounds the disks while the guest's memory needs the link
+	held   atomic.Bool               // it does
 
 	mu     sync.Mutex // guards what follows
 	out    Migrated
@@ -215,7 +217,7 @@ func (x *Exchange) newMoving(m Migration) (*Moving, error) {
 	if m.Timeout == 0 {
 		m.Timeout = defaultWait
 	}
-	mv := &Moving{x: x, m: m, to: to, before: x.sentTo(to.Key).Load(), lost: make(chan struct{})}
+	mv := &Moving{x: x, m: m, to: to, before: x.sentTo(to.Key).Load(), lost: make(chan struct{}), hold: peer.NewRate(0)}
 	mv.fail = sync.OnceFunc(func() { close(mv.lost) })
 	extra := 0
 	if m.Guest != nil {
@@ -263,6 +265,7 @@ func (mv *Moving) connect(ctx context.Context) (done func(), err error) {
 		}
 		rate, unbound := mv.x.bound(d.entry.Name, mv.m.Bandwidth)
 		conn.Bound(rate)
+		conn.Bound(mv.hold)
 		o := transfer.Offer{Version: transfer.Version, Image: d.entry.Image, Name: d.entry.Name, Follow: true, Handover: true, Lazy: mv.m.Lazy, Whole: mv.m.PreCopy, Check: mv.m.DryRun}
 		filled := mv.x.boundFill(mv.to.Key, rate)
 		running.Go(func() {
