@@ -22,8 +22,10 @@ func (x *Exchange) Acquire(ctx context.Context, id blockstore.ImageID) error {
 	ctx, cancel := context.WithTimeout(ctx, leaseTimeout)
 	defer cancel()
 	unclaim := func() {}
+	var given *transfer.Description // the image, as it is given
 	if in := x.coming(id); in != nil {
-		if err := x.mayClaim(ctx, in, id); err != nil {
+		var err error
+		if given, err = x.mayClaim(ctx, in, id); err != nil {
 			return err
 		}
 		unclaim = in.claim() // else a round that runs would be waited for
@@ -54,7 +56,7 @@ func (x *Exchange) Acquire(ctx context.Context, id blockstore.ImageID) error {
 	done := make(chan error, 1)
 	x.running.Go(func() {
 		defer leave()
-		done <- x.takeLease(x.life, p, id)
+		done <- x.takeLease(x.life, p, id, given)
 	})
 	select {
 	case err = <-done:
@@ -72,15 +74,16 @@ func (x *Exchange) Acquire(ctx context.Context, id blockstore.ImageID) error {
 }
 
 // takeLease takes the lease over a connection by which the image comes, if there is one, else
-// over one of its own: also if the answer was lost, for it is the same when asked again.
-func (x *Exchange) takeLease(ctx context.Context, p peer.Peer, id blockstore.ImageID) error {
+// over one of its own: also if the answer was lost, for it is the same when asked again. Given
+// is the answer, if there was one.
+func (x *Exchange) takeLease(ctx context.Context, p peer.Peer, id blockstore.ImageID, given *transfer.Description) error {
 	if err := x.Growing.Acquire(ctx, 1); err != nil {
 		return err
 	}
 	defer x.Growing.Release(1)
 	in := x.coming(id)
 	if in != nil && in.client.Conn.Peer.Key == p.Key {
-		err := x.askComing(ctx, in, id)
+		err := x.askComing(ctx, in, id, given)
 		if err == nil {
 			in.took()
 		}
@@ -97,37 +100,42 @@ func (x *Exchange) takeLease(ctx context.Context, p peer.Peer, id blockstore.Ima
 }
 
 // mayClaim fails if the holder, who hands an image over, refuses its lease: whoever asks again
-// and again must not cut the rounds short. What is granted is granted to who asks again.
-func (x *Exchange) mayClaim(ctx context.Context, in *coming, id blockstore.ImageID) error {
+// and again must not cut the rounds short. It gives the answer, nil if there was none: then it is
+// asked for again, for what is granted is granted to who asks again.
+func (x *Exchange) mayClaim(ctx context.Context, in *coming, id blockstore.ImageID) (*transfer.Description, error) {
 	if mine, err := x.holds(id); err != nil || mine {
-		return err
+		return nil, err
 	}
 	if _, err := x.offered(in.client, in.offer); err != nil { // later it would be too late to refuse
-		return err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
-	_, err := in.client.Lease(ctx, id)
+	d, err := in.client.Lease(ctx, id)
 	if errors.Is(err, transfer.ErrRefused) {
-		return fmt.Errorf("%w: %s has it: %w", image.ErrNotHolder, in.client.Conn.Peer.Name, err)
+		return nil, fmt.Errorf("%w: %s has it: %w", image.ErrNotHolder, in.client.Conn.Peer.Name, err)
 	}
-	return nil // what else is wrong with the connection is seen below
+	if err != nil { // what is wrong with the connection is seen below
+		return nil, nil
+	}
+	return d, nil
 }
 
 // askPatience is how long a connection that was there before may take to answer: it may be dead.
 const askPatience = 10 * time.Second
 
-// askComing asks for the lease over the connection by which the image comes.
-func (x *Exchange) askComing(ctx context.Context, in *coming, id blockstore.ImageID) error {
+// askComing asks for the lease over the connection by which the image comes, unless it was given.
+func (x *Exchange) askComing(ctx context.Context, in *coming, id blockstore.ImageID, d *transfer.Description) error {
 	j, err := x.offered(in.client, in.offer)
 	if err != nil {
 		return err
 	}
-	asking, cancel := context.WithTimeout(ctx, askPatience)
-	defer cancel()
-	d, err := in.client.Lease(asking, id)
-	if err != nil {
-		return err
+	if d == nil {
+		asking, cancel := context.WithTimeout(ctx, askPatience)
+		defer cancel()
+		if d, err = in.client.Lease(asking, id); err != nil {
+			return err
+		}
 	}
 	if err := x.bringGiven(ctx, j, d, in); err != nil {
 		return err

@@ -183,6 +183,7 @@ const (
 	followRate  = 10 // states per second
 	followBurst = 20
 	tookPause   = 10 * time.Second
+	startPause  = 50 * time.Millisecond
 )
 
 // receiveHandover stays in step with an image until this host has its lease, which whoever
@@ -227,6 +228,10 @@ func (x *Exchange) receiveHandover(ctx context.Context, c *transfer.Client, o *t
 		if x.taken(ctx, in, o.Image, err) {
 			end()
 			collectable()
+			select { // who opens the image goes first
+			case <-time.After(startPause):
+			case <-ctx.Done():
+			}
 			if err := x.Fill(ctx, o.Image, true, progress); err != nil {
 				return err
 			}

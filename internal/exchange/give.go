@@ -174,12 +174,13 @@ func (mv *Moving) waitGiven(ctx context.Context, armed *handover.Armed, left int
 const keepPause = 200 * time.Millisecond
 
 // keepClose goes on copying while the handover is armed, so that little is left for the moment
-// when the guest stands still; it takes a third of the time at most.
+// when the guest stands still; until then it takes a third of the time at most.
 func (mv *Moving) keepClose(ctx context.Context) {
 	pause := keepPause
 	for n := 1; ; n++ {
 		select {
 		case <-time.After(pause):
+		case <-mv.hurry:
 		case <-ctx.Done():
 			return
 		}
@@ -229,29 +230,26 @@ func (mv *Moving) whyLost() error {
 	return fmt.Errorf("the destination has ended it: %w", transfer.ErrConnection)
 }
 
-// lastRound is a round while the guest stands still. What there is no time for comes after the
-// handover, unless all is to come before.
+// lastRound is a round while the guest stands still. It is waited for only if all is to come before
+// the handover; else the lease may overtake it, and what is missing then comes while the guest runs.
 func (mv *Moving) lastRound(ctx context.Context) error {
 	mv.hold.Set(0)
-	if mv.held.Load() {
-		mv.m.Note("what the disks lack comes after the handover")
+	if !mv.m.PreCopy {
+		select {
+		case <-mv.lost:
+			return mv.whyLost()
+		case mv.hurry <- struct{}{}:
+		default: // it will anyway
+		}
 		return nil
 	}
-	wait := mv.m.Timeout
-	if !mv.m.PreCopy {
-		wait = min(wait, lastWait)
-	}
-	limited, cancel := context.WithTimeout(ctx, wait)
+	limited, cancel := context.WithTimeout(ctx, mv.m.Timeout)
 	defer cancel()
 	err := mv.sync(limited)
-	switch {
-	case err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
-		return err
-	case mv.m.PreCopy:
-		return fmt.Errorf("%w: %v were not enough for what its disks had changed last", ErrGuest, wait)
+	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %v were not enough for what its disks had changed last", ErrGuest, mv.m.Timeout)
 	}
-	mv.m.Note("%v were not enough for the last round: what is missing comes after the handover", wait)
-	return nil
+	return err
 }
 
 // offer is called while nobody writes: the destination gets the last state.

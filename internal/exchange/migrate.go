@@ -27,7 +27,7 @@ type Migration struct {
 	PreCopy   bool // all of the data before the handover
 	DryRun    bool // only find what would keep it from being done
 	Bandwidth int64
-	// Timeout bounds how long the close of the last writing handle waits for the destination.
+	// Timeout bounds how long the close of the last writing handle waits for the destination, with PreCopy.
 	Timeout  time.Duration
 	Guest    *Guest // moves too; nil: somebody else moves it
 	Stage    func(Stage)
@@ -77,7 +77,8 @@ type Moving struct {
 	lost   chan struct{}             // closed when one of the pushes failed
 	fail   func()                    // closes it
 	hold   *peer.Rate                // bounds the disks while the guest's memory needs the link
-	held   atomic.Bool               // it does
+	held   atomic.Bool               // it did once
+	hurry  chan struct{}             // has the next round begin
 
 	mu     sync.Mutex // guards what follows
 	out    Migrated
@@ -105,7 +106,6 @@ const (
 	shortRound  = 300 * time.Millisecond // short enough for the handover
 	shrinks     = 0.8                    // a round that takes more than this of the one before does not shrink
 	defaultWait = 5 * time.Second        // of Migration.Timeout
-	lastWait    = time.Second            // for the last round, if what it leaves may come later
 )
 
 // Migrate copies images to a peer, round by round, arms their handover, and returns when
@@ -217,7 +217,7 @@ func (x *Exchange) newMoving(m Migration) (*Moving, error) {
 	if m.Timeout == 0 {
 		m.Timeout = defaultWait
 	}
-	mv := &Moving{x: x, m: m, to: to, before: x.sentTo(to.Key).Load(), lost: make(chan struct{}), hold: peer.NewRate(0)}
+	mv := &Moving{x: x, m: m, to: to, before: x.sentTo(to.Key).Load(), lost: make(chan struct{}), hold: peer.NewRate(0), hurry: make(chan struct{}, 1)}
 	mv.fail = sync.OnceFunc(func() { close(mv.lost) })
 	extra := 0
 	if m.Guest != nil {

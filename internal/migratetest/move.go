@@ -38,6 +38,9 @@ func (m move) String() string {
 	return fmt.Sprintf("%s, %d MB/s, %s, %s", link, m.rate/1000000, when, how)
 }
 
+// judged says whether the downtime is compared with what it may be.
+func (m move) judged() bool { return m.link == "1gbit" && m.rate > 0 }
+
 // outcome is what was seen.
 type outcome struct {
 	downtime time.Duration // from STOP here to RESUME there
@@ -214,16 +217,24 @@ func plainMigrate(ctx context.Context, v *vm, uri string, bandwidth int64) error
 	}
 }
 
-// baseline is the downtime of QEMU alone, with a file that both see and as much bandwidth for the
-// memory as a link of 1 Gbit/s has; driven as sealdisk drives it, or by a plain migrate.
+// baseline is the downtime of QEMU alone, with a file that both see: driven as sealdisk drives it, with
+// the memory over a link of 1 Gbit/s; or by a plain migrate, with the memory past the link, as in a
+// transparent migration here, and as much bandwidth.
 func baseline(ctx context.Context, r *rig, rate int64, driven bool, image string) (time.Duration, error) {
-	name := "shared"
-	disk, ram := filepath.Join(r.dir, "shared.raw"), filepath.Join(r.dir, "shared.ram")
+	disk, ram := filepath.Join(r.dir, "shared.raw"), "unix:"+filepath.Join(r.dir, "shared.ram")
+	from, to := machine{name: "shared-a", disks: []string{disk}, rate: rate}, machine{name: "shared-b", disks: []string{disk}, rate: rate}
+	if driven {
+		from.host, to.host, ram = "a", "b", "tcp:"+r.hosts["b"].address+":7444"
+	}
+	to.incoming = ram
+	if err := r.limit("1gbit"); err != nil {
+		return 0, err
+	}
 	if _, err := run("cp", "--sparse=always", image, disk); err != nil {
 		return 0, err
 	}
 	defer os.Remove(disk)
-	source, err := r.startVM(ctx, machine{name: name + "-a", disks: []string{disk}, rate: rate})
+	source, err := r.startVM(ctx, from)
 	if err != nil {
 		return 0, err
 	}
@@ -234,16 +245,15 @@ func baseline(ctx context.Context, r *rig, rate int64, driven bool, image string
 	if err := wait(ctx, settle); err != nil {
 		return 0, err
 	}
-	target, err := r.startVM(ctx, machine{name: name + "-b", disks: []string{disk}, rate: rate, incoming: "unix:" + ram})
+	target, err := r.startVM(ctx, to)
 	if err != nil {
 		return 0, err
 	}
 	defer target.stop()
-	const link = 117 * mega
 	if driven {
-		_, err = source.monitor.Migrate(ctx, qemu.Options{URI: "unix:" + ram, Downtime: downtime, Bandwidth: link})
+		_, err = source.monitor.Migrate(ctx, qemu.Options{URI: ram, Downtime: downtime})
 	} else {
-		err = plainMigrate(ctx, source, "unix:"+ram, link)
+		err = plainMigrate(ctx, source, ram, 117*mega)
 	}
 	if err != nil {
 		return 0, err

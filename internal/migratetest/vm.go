@@ -39,6 +39,7 @@ type machine struct {
 	rate     int64    // bytes per second that the guest writes to each disk
 	seed     uint64   // of what it writes
 	incoming string   // what QEMU waits for; "": it boots
+	host     string   // in whose network it is; "": in none of theirs
 	cached   bool     // cache=writeback in place of none
 	format   string   // of what is in the disk's file, "": raw
 	rigid    bool     // auto-read-only=off
@@ -86,7 +87,11 @@ func (m machine) args(r *rig, at func(string) string) []string {
 // startVM starts a QEMU. After an error, too, it is there to be stopped, unless it is nil.
 func (r *rig) startVM(ctx context.Context, m machine) (*vm, error) {
 	at := func(what string) string { return filepath.Join(r.dir, m.name+"."+what) }
-	p, err := r.start(nil, m.args(r, at)...)
+	args := m.args(r, at)
+	if m.host != "" {
+		args = r.in(m.host, args...)
+	}
+	p, err := r.start(nil, args...)
 	if err != nil {
 		return nil, err
 	}

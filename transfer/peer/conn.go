@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
 
@@ -46,6 +47,16 @@ func (r *Rate) wait(ctx context.Context, n int) error {
 		return nil
 	}
 	return r.limiter.WaitN(ctx, n)
+}
+
+// prompt keeps the kernel from taking much more than the network carries: what it has taken goes
+// before what becomes urgent, and who sends believes that it has gone. It is for the better only.
+func prompt(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		if raw, err := t.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, burst) })
+		}
+	}
 }
 
 // Conn is an authenticated connection with a peer. Every read and write has a deadline.

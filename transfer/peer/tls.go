@@ -99,6 +99,7 @@ func (e *Endpoint) Dial(ctx context.Context, p Peer, protocol string) (*Conn, er
 	if err != nil {
 		return nil, fmt.Errorf("peer %s: %w", p.Name, err)
 	}
+	prompt(raw)
 	config := e.config(func(key Fingerprint) error {
 		if key != p.Key {
 			return fmt.Errorf("peer %s has the key %v, pinned is %v: %w", p.Name, key, p.Key, ErrNotPinned)
@@ -115,6 +116,7 @@ func (e *Endpoint) Dial(ctx context.Context, p Peer, protocol string) (*Conn, er
 
 // Accept makes a connection of one that came in, if it is a peer's.
 func (e *Endpoint) Accept(ctx context.Context, raw net.Conn) (*Conn, error) {
+	prompt(raw)
 	var from Peer
 	config := e.config(func(key Fingerprint) (err error) {
 		if from, err = e.book.Pinned(key); err != nil {
