@@ -149,10 +149,14 @@ func (c *Client) description(resp *http.Response) (*Description, error) {
 
 // Lease asks the holder of an image's lease for it, and gives the image as it is then:
 // its chain ends with a record for this host. Asked again it gives the same.
-func (c *Client) Lease(ctx context.Context, image blockstore.ImageID) (*Description, error) {
+func (c *Client) Lease(ctx context.Context, image blockstore.ImageID, claim Claim) (*Description, error) {
+	body, err := encMode.Marshal(claim)
+	if err != nil {
+		return nil, fmt.Errorf("transfer: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	resp, err := c.do(ctx, http.MethodPost, "/v1/images/"+image.String()+"/lease", nil, nil, http.StatusOK)
+	resp, err := c.do(ctx, http.MethodPost, "/v1/images/"+image.String()+"/lease", body, nil, http.StatusOK)
 	if err != nil {
 		return nil, err
 	}

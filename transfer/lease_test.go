@@ -29,8 +29,19 @@ func TestLease(t *testing.T) {
 
 	late, err := c.Describe(ctx, id.String(), blockstore.CommitID{})
 	check(t, err)
+	head, err := blockstore.ParseCommit(late.Head)
+	check(t, err)
+	opened := func(keyring blockstore.ObjectID) transfer.Claim {
+		return transfer.Claim{Keyrings: []transfer.Keyring{{Image: blockstore.ImageID{1}}, {Image: id, ID: keyring}}}
+	}
+	if _, err := c.Lease(ctx, id, opened(head.ImageKey.ID)); !errors.Is(err, transfer.ErrRefused) {
+		t.Errorf("the lease of what has other keys: %v, want ErrRefused", err)
+	}
+	if leases, err := a.store.Leases(id); err != nil || len(leases) != 1 {
+		t.Errorf("%d leases after a refusal, want 1: %v", len(leases), err)
+	}
 	for range 2 { // a lost answer is asked for again
-		desc, err := c.Lease(ctx, id)
+		desc, err := c.Lease(ctx, id, opened(head.Keyring.ID))
 		check(t, err)
 		_, err = b.receiver().Receive(ctx, desc, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id})
 		check(t, err)
@@ -58,7 +69,7 @@ func TestLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	back := a.ask(b.as("b"))
-	desc, err := back.Lease(ctx, id)
+	desc, err := back.Lease(ctx, id, transfer.Claim{})
 	check(t, err)
 	_, err = a.receiver().Receive(ctx, desc, []*transfer.Client{back}, transfer.ReceiveOptions{Image: id})
 	check(t, err)
@@ -79,7 +90,7 @@ func TestFlushInNewTerm(t *testing.T) {
 	ctx := context.Background()
 	id := a.create(4<<20, b.recipient)
 	c := b.ask(a.as("a"))
-	desc, err := c.Lease(ctx, id)
+	desc, err := c.Lease(ctx, id, transfer.Claim{})
 	check(t, err)
 	_, err = b.receiver().Receive(ctx, desc, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id})
 	check(t, err)

@@ -158,7 +158,10 @@ func (l lender) Guard(id blockstore.ImageID) (func(), error) { return l.h.live.L
 
 func (l lender) Changed(id blockstore.ImageID) <-chan struct{} { return l.h.live.Load().Changed(id) }
 
-func (l lender) Grant(ctx context.Context, _ peer.Peer, public [32]byte, id blockstore.ImageID) error {
+func (l lender) Grant(ctx context.Context, _ peer.Peer, public [32]byte, id blockstore.ImageID, c transfer.Claim) error {
+	if err := c.Check(l.h.store, id); err != nil {
+		return err
+	}
 	if l.h.grant != nil {
 		return l.h.grant(ctx, id, public)
 	}

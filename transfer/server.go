@@ -26,8 +26,9 @@ type Images interface {
 	Guard(id blockstore.ImageID) (release func(), err error)
 	// Changed is closed once the image may have another head than now.
 	Changed(id blockstore.ImageID) <-chan struct{}
-	// Grant gives the lease of an image to a peer, whose host key is public, durably.
-	Grant(ctx context.Context, p peer.Peer, public [32]byte, id blockstore.ImageID) error
+	// Grant gives the lease of an image to a peer, whose host key is public and whose claim holds of
+	// all that goes with it, durably.
+	Grant(ctx context.Context, p peer.Peer, public [32]byte, id blockstore.ImageID, c Claim) error
 	// Part begins a new epoch if a snapshot, named by its commit, shares the one that seals now.
 	Part(ctx context.Context, p peer.Peer, id blockstore.ImageID, snapshot blockstore.CommitID) error
 	// AddRecipients seals an image to further recipients.
@@ -251,10 +252,14 @@ func (s *Server) lease(c *peer.Conn, w http.ResponseWriter, r *http.Request) err
 	if err != nil {
 		return err
 	}
+	var claim Claim
+	if err := decode(r.Body, maxReport, &claim); err != nil {
+		return err
+	}
 	if err := s.pin(c, id); err != nil { // before it is given: what can fail fails now
 		return err
 	}
-	if err := s.images.Grant(r.Context(), c.Peer, c.Public, id); err != nil {
+	if err := s.images.Grant(r.Context(), c.Peer, c.Public, id, claim); err != nil {
 		return err
 	}
 	return s.tell(c, w, id)

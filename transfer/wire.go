@@ -46,6 +46,41 @@ type Description struct {
 	Head    []byte             `cbor:"4,keyasint"` // the commit, signature included
 }
 
+// Claim asks for the lease of an image.
+type Claim struct {
+	// Keyrings are those that who asks has opened, of images that may come with it. The lease of one
+	// that has another keyring by now is refused; one that is not named here is not looked at.
+	Keyrings []Keyring `cbor:"1,keyasint"`
+}
+
+// Keyring is that of an image.
+type Keyring struct {
+	Image blockstore.ImageID  `cbor:"1,keyasint"`
+	ID    blockstore.ObjectID `cbor:"2,keyasint"`
+}
+
+// Check fails with [ErrRefused] if an image is named with another keyring than its head, which is
+// in the store, has.
+func (c Claim) Check(store *blockstore.Store, id blockstore.ImageID) error {
+	for _, k := range c.Keyrings {
+		if k.Image != id {
+			continue
+		}
+		_, raw, err := store.Head(id)
+		if err != nil {
+			return err
+		}
+		head, err := blockstore.ParseCommit(raw)
+		if err != nil {
+			return err
+		}
+		if head.Keyring.ID != k.ID {
+			return fmt.Errorf("%w: the keys of image %v have changed: once that host has opened them it may ask again", ErrRefused, id)
+		}
+	}
+	return nil
+}
+
 // Offer is what a pushing host wants pulled.
 type Offer struct {
 	Version uint64             `cbor:"1,keyasint"`

@@ -11,7 +11,7 @@ import (
 func FuzzMessages(f *testing.F) {
 	for _, m := range []any{
 		Description{Version: Version, Image: blockstore.ImageID{1}, Leases: [][]byte{{1, 2}}, Head: []byte{3}},
-		Offer{Version: Version, Name: "vm", Follow: true}, Report{Done: 1, Total: 2, State: Running},
+		Offer{Version: Version, Name: "vm", Follow: true}, Report{Done: 1, Total: 2, State: Running}, Claim{Keyrings: []Keyring{{Image: blockstore.ImageID{1}}}},
 	} {
 		b, err := encMode.Marshal(m)
 		if err != nil {
@@ -20,7 +20,7 @@ func FuzzMessages(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, m := range []any{new(Description), new(Offer), new(Report), new([]string)} {
+		for _, m := range []any{new(Description), new(Offer), new(Report), new(Claim), new([]string)} {
 			if decode(bytes.NewReader(b), maxReport, m) != nil {
 				continue
 			}

@@ -194,7 +194,7 @@ func (p *player) take(ctx context.Context, q *player, id blockstore.ImageID) err
 	}
 	c := transfer.NewClient(conn)
 	defer c.Close()
-	d, err := c.Lease(ctx, id)
+	d, err := c.Lease(ctx, id, transfer.Claim{})
 	if err != nil {
 		return err
 	}

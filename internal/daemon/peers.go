@@ -106,7 +106,7 @@ func (n peersNames) Change(ctx context.Context, id blockstore.ImageID, work func
 }
 
 // Yield implements exchange.Names. Who reads the image here reads on.
-func (n peersNames) Yield(ctx context.Context, id blockstore.ImageID, to [32]byte) error {
+func (n peersNames) Yield(ctx context.Context, id blockstore.ImageID, to [32]byte, check func(blockstore.ImageID) error) error {
 	gave := func(id blockstore.ImageID) (bool, error) {
 		chain, err := lease.Load(n.d.store, id)
 		return err == nil && chain.Newest().Holder == to, err
@@ -135,10 +135,12 @@ func (n peersNames) Yield(ctx context.Context, id blockstore.ImageID, to [32]byt
 	}
 	ready := func(id blockstore.ImageID) error { // what could fail for want of room
 		return with(id, func(disk *image.Disk) error {
-			if disk.ReadOnly() {
-				return nil
+			if !disk.ReadOnly() {
+				if err := disk.Commit(ctx); err != nil {
+					return err
+				}
 			}
-			return disk.Commit(ctx)
+			return check(id)
 		})
 	}
 	return n.d.writers.Yield(id, peer.FingerprintOf(to), ready, func(id blockstore.ImageID) error {

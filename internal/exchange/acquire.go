@@ -111,7 +111,7 @@ func (x *Exchange) mayClaim(ctx context.Context, in *coming, id blockstore.Image
 	}
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
-	d, err := in.client.Lease(ctx, id)
+	d, err := in.client.Lease(ctx, id, x.claimOn(in))
 	if errors.Is(err, transfer.ErrRefused) {
 		return nil, fmt.Errorf("%w: %s has it: %w", image.ErrNotHolder, in.client.Conn.Peer.Name, err)
 	}
@@ -133,7 +133,7 @@ func (x *Exchange) askComing(ctx context.Context, in *coming, id blockstore.Imag
 	if d == nil {
 		asking, cancel := context.WithTimeout(ctx, askPatience)
 		defer cancel()
-		if d, err = in.client.Lease(asking, id); err != nil {
+		if d, err = in.client.Lease(asking, id, x.claimOn(in)); err != nil {
 			return err
 		}
 	}
@@ -220,7 +220,7 @@ func (x *Exchange) askLease(ctx context.Context, p peer.Peer, id blockstore.Imag
 			return herr
 		}
 		if err == nil {
-			if d, err = c.Lease(ctx, id); err == nil {
+			if d, err = c.Lease(ctx, id, transfer.Claim{}); err == nil {
 				err = x.bring(ctx, c, id, d)
 			}
 		}

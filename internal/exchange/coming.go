@@ -22,15 +22,15 @@ import (
 type coming struct {
 	client *transfer.Client // to the holder
 	offer  *transfer.Offer
-	taken  chan struct{}       // closed when this host has the lease
-	took   func()              // closes it
-	guest  atomic.Bool         // a guest has come, or is coming, with it
-	opened blockstore.ObjectID // the keyring that this host is known to open
+	taken  chan struct{} // closed when this host has the lease
+	took   func()        // closes it
+	guest  atomic.Bool   // a guest has come, or is coming, with it
 
-	mu     sync.Mutex    // guards what follows
-	claims int           // that are under way
-	free   chan struct{} // closed when none is any more; nil: none is
-	cut    func()        // ends the round that runs
+	mu     sync.Mutex          // guards what follows
+	opened blockstore.ObjectID // the keyring that this host is known to open
+	claims int                 // that are under way
+	free   chan struct{}       // closed when none is any more; nil: none is
+	cut    func()              // ends the round that runs
 }
 
 // claim cuts the round that runs short, for whoever opens the image waits, and keeps the
@@ -124,6 +124,8 @@ func (in *coming) mustOpen(d *transfer.Description) bool {
 		return false
 	}
 	id, err := keyringOf(d)
+	in.mu.Lock()
+	defer in.mu.Unlock()
 	return err != nil || id != in.opened
 }
 
@@ -133,8 +135,24 @@ func (in *coming) opens(d *transfer.Description) {
 		return
 	}
 	if id, err := keyringOf(d); err == nil {
+		in.mu.Lock()
+		defer in.mu.Unlock()
 		in.opened = id
 	}
+}
+
+// claimOn names the keyrings of all images that come from the same holder: they may go together.
+func (x *Exchange) claimOn(in *coming) (c transfer.Claim) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for id, other := range x.comings {
+		other.mu.Lock()
+		if opened := other.opened; opened != (blockstore.ObjectID{}) && other.client.Conn.Peer.Key == in.client.Conn.Peer.Key {
+			c.Keyrings = append(c.Keyrings, transfer.Keyring{Image: id, ID: opened})
+		}
+		other.mu.Unlock()
+	}
+	return c
 }
 
 // ownKeys fails if this host does not open what is sealed to its own recipients

@@ -48,7 +48,7 @@ type Names interface {
 	Group(id blockstore.ImageID) []blockstore.ImageID
 	// Yield gives the lease of an image, and of those that go together with it, to a host while
 	// nobody here writes them ([image.ErrInUse]).
-	Yield(ctx context.Context, id blockstore.ImageID, to [32]byte) error
+	Yield(ctx context.Context, id blockstore.ImageID, to [32]byte, check func(blockstore.ImageID) error) error
 	// Mounted gives the image that a file of a mount of this host shows.
 	Mounted(file string) (blockstore.ImageID, error)
 	// Written is how many bytes were written to the image on mounts of this host.

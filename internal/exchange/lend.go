@@ -65,7 +65,7 @@ const lendPatience = 20 * time.Second
 func (x *Exchange) Changed(id blockstore.ImageID) <-chan struct{} { return x.Shared.Changed(id) }
 
 // Grant implements transfer.Images. Nobody here may have the image open for writing.
-func (x *Exchange) Grant(ctx context.Context, p peer.Peer, public [32]byte, id blockstore.ImageID) error {
+func (x *Exchange) Grant(ctx context.Context, p peer.Peer, public [32]byte, id blockstore.ImageID, c transfer.Claim) error {
 	for _, one := range x.Names.Group(id) { // all or none
 		if x.Partial(one) {
 			return fmt.Errorf("%w: the image is not whole there", transfer.ErrRefused)
@@ -74,7 +74,7 @@ func (x *Exchange) Grant(ctx context.Context, p peer.Peer, public [32]byte, id b
 			return fmt.Errorf("%w: not all disks of the guest may go: %w", transfer.ErrRefused, err)
 		}
 	}
-	err := x.Names.Yield(ctx, id, public)
+	err := x.Names.Yield(ctx, id, public, func(one blockstore.ImageID) error { return c.Check(x.Store, one) })
 	switch {
 	case errors.Is(err, image.ErrInUse):
 		return fmt.Errorf("%w: the image is in use there", transfer.ErrRefused)

@@ -9,6 +9,7 @@ import (
 	"github.com/sealdisk/sealdisk/blockstore"
 	"github.com/sealdisk/sealdisk/crypto"
 	"github.com/sealdisk/sealdisk/image"
+	"github.com/sealdisk/sealdisk/image/lease"
 	"github.com/sealdisk/sealdisk/transfer"
 	"github.com/sealdisk/sealdisk/transfer/peer"
 )
@@ -114,6 +115,7 @@ func tellable(err error) string {
 	}{
 		{errNotBring, "it may not bring that image"},
 		{errNotHolder, "it does not hold the lease of that image any more: sealdisk lease show there says who does"},
+		{lease.ErrSuperseded, "it does not hold the lease of that image any more: sealdisk lease show there says who does"},
 		{transfer.ErrRefused, "refused: a quota, or a role"},
 		{transfer.ErrProtocol, "what came is not what the image names"},
 		{transfer.ErrAbsent, "an object did not come"},
