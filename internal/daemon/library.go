@@ -200,7 +200,7 @@ func (k *looks) forget(key diskKey) {
 }
 
 // look looks at a disk. Size and time of one in use are as of now; what it
-// allocates, which takes a walk through its map, as of the last look.
+// allocates, for which the root of its map is opened, as of the last look.
 func (d *Daemon) look(ctx context.Context, key diskKey) (look, error) {
 	at, forgets, known := d.looks.get(key)
 	if known && !d.disks.held(key) {
