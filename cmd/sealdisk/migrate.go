@@ -24,9 +24,9 @@ for when they are opened for writing there. So whatever moves the guest (libvirt
 its disks. With --qmp it moves the guest too: its memory goes through the same authenticated
 connection. The QEMU there must have been started with -incoming defer and the same disks from the
 peer's mount, and sealdisk serve --guests names the folder of its QMP socket.
-It copies round by round until a round is short, or does not get shorter. The guest does not wait for
-the last round: what is missing when it has moved comes while it runs at the peer, before all else what it
-reads. If the link is too slow for its memory beside its disks, the disks wait.
+It copies round by round until a round is short, or does not get shorter. The last round, for which the
+guest stands still, takes a second at most: what is missing then comes while the guest runs at the peer.
+If the link is too slow for the guest's memory beside its disks, the disks wait.
 With --pre-copy all has to come within --handover-timeout, or the guest stays where it is (with --qmp),
 or waits there until all has come.
 Until the handover Ctrl-C leaves everything as it was. When all is there this host's copy is removed,
@@ -48,7 +48,7 @@ Example: sealdisk migrate web1 node2
 			&cli.BoolFlag{Name: "dry-run", Usage: "only find what would keep it from being done"},
 			&cli.StringFlag{Name: "bandwidth", Usage: "at most `RATE`, such as 500mbit"},
 			&cli.DurationFlag{Name: "max-downtime", Usage: "with --qmp: what QEMU aims at (default: its own)"},
-			&cli.DurationFlag{Name: "handover-timeout", Usage: "with --pre-copy: how long the last close of an image may wait for the peer", Value: 5 * time.Second},
+			&cli.DurationFlag{Name: "handover-timeout", Usage: "how long the last close of an image may wait for the peer", Value: 5 * time.Second},
 		},
 		BashComplete: completeImages,
 		Action:       migrate,

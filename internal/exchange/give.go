@@ -230,29 +230,45 @@ func (mv *Moving) whyLost() error {
 	return fmt.Errorf("the destination has ended it: %w", transfer.ErrConnection)
 }
 
-// lastRound is a round while the guest stands still. It is waited for only if all is to come before
-// the handover; else the lease may overtake it, and what is missing then comes while the guest runs.
-func (mv *Moving) lastRound(ctx context.Context) error {
+// paused is called when the guest stands still, before its disks are closed. The last round begins; that
+// it ends is waited for then, unless all is to come before the handover: this is the last moment to say no.
+func (mv *Moving) paused(ctx context.Context) error {
+	if mv.m.PreCopy {
+		return mv.lastRound(ctx)
+	}
 	mv.hold.Set(0)
-	if !mv.m.PreCopy {
-		select {
-		case <-mv.lost:
-			return mv.whyLost()
-		case mv.hurry <- struct{}{}:
-		default: // it will anyway
-		}
-		return nil
+	select {
+	case <-mv.lost:
+		return mv.whyLost()
+	case mv.hurry <- struct{}{}:
+	default: // it begins anyway
 	}
-	limited, cancel := context.WithTimeout(ctx, mv.m.Timeout)
-	defer cancel()
-	err := mv.sync(limited)
-	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%w: %v were not enough for what its disks had changed last", ErrGuest, mv.m.Timeout)
-	}
-	return err
+	return nil
 }
 
-// offer is called while nobody writes: the destination gets the last state.
+// lastRound is a round while the guest stands still. What there is no time for comes after the
+// handover, unless all is to come before.
+func (mv *Moving) lastRound(ctx context.Context) error {
+	mv.hold.Set(0)
+	wait := mv.m.Timeout
+	if !mv.m.PreCopy {
+		wait = min(wait, lastWait)
+	}
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	err := mv.sync(limited)
+	switch {
+	case err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+		return err
+	case mv.m.PreCopy:
+		return fmt.Errorf("%w: %v were not enough for what its disks had changed last", ErrGuest, wait)
+	}
+	mv.m.Note("%v were not enough for the last round: what is missing comes after the handover", wait)
+	return nil
+}
+
+// offer is called while nobody writes: the destination gets the last state, so that it has it if this
+// host is lost before the destination claims it.
 func (mv *Moving) offer(ctx context.Context) {
 	began := time.Now()
 	if err := mv.lastRound(ctx); err != nil {

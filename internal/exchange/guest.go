@@ -63,7 +63,7 @@ func (mv *Moving) drive(ctx context.Context) error {
 	defer mv.hold.Set(0)
 	report, err := monitor.Migrate(ctx, qemu.Options{
 		URI: "fd:" + streamName, Downtime: g.Downtime, Bandwidth: mv.m.Bandwidth, Progress: mv.memory(),
-		Paused: mv.lastRound,
+		Paused: mv.paused,
 	})
 	if err != nil {
 		stop()

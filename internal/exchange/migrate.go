@@ -27,7 +27,7 @@ type Migration struct {
 	PreCopy   bool // all of the data before the handover
 	DryRun    bool // only find what would keep it from being done
 	Bandwidth int64
-	// Timeout bounds how long the close of the last writing handle waits for the destination, with PreCopy.
+	// Timeout bounds how long the close of the last writing handle waits for the destination.
 	Timeout  time.Duration
 	Guest    *Guest // moves too; nil: somebody else moves it
 	Stage    func(Stage)
@@ -106,6 +106,7 @@ const (
 	shortRound  = 300 * time.Millisecond // short enough for the handover
 	shrinks     = 0.8                    // a round that takes more than this of the one before does not shrink
 	defaultWait = 5 * time.Second        // of Migration.Timeout
+	lastWait    = time.Second            // for the last round, if what it leaves may come later
 )
 
 // Migrate copies images to a peer, round by round, arms their handover, and returns when
