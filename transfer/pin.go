@@ -27,6 +27,7 @@ type pin struct {
 	began   time.Time
 	busy    int         // requests that are being answered
 	timer   *time.Timer // drops it
+	told    []byte      // the head that was described
 }
 
 // pin renews the pin of an image, so that it keeps the head of now.
@@ -63,6 +64,21 @@ func (p *pin) dropLocked(s *Server, key pinKey) {
 	p.timer.Stop()
 	p.release()
 	delete(s.pins, key)
+}
+
+// told gives the head that was described last on a connection; nil: none is known.
+func (s *Server) told(c *peer.Conn, id blockstore.ImageID) *blockstore.CommitPublic {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.pins[pinKey{c, id}]
+	if p == nil {
+		return nil
+	}
+	head, err := blockstore.ParseCommit(p.told)
+	if err != nil { // it was not told
+		return nil
+	}
+	return &head.CommitPublic
 }
 
 func (s *Server) expire(key pinKey, p *pin) {

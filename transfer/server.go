@@ -72,6 +72,7 @@ func NewServer(st *blockstore.Store, images Images, refused func(cause string), 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/images/{image}", s.answer(s.describe))
 	mux.HandleFunc("GET /v1/images/{image}/after/{commit}", s.answer(s.after))
+	mux.HandleFunc("GET /v1/images/{image}/news/{commit}", s.answer(s.news))
 	mux.HandleFunc("POST /v1/images/{image}/objects", s.answer(s.objects))
 	mux.HandleFunc("POST /v1/images/{image}/commits", s.answer(s.commits))
 	mux.HandleFunc("POST /v1/images/{image}/recipients", s.answer(s.recipients))
@@ -223,27 +224,41 @@ func (s *Server) describe(c *peer.Conn, w http.ResponseWriter, r *http.Request) 
 
 // tell pins an image and describes it.
 func (s *Server) tell(c *peer.Conn, w http.ResponseWriter, id blockstore.ImageID) error {
-	if err := s.pin(c, id); err != nil {
-		return err
-	}
-	// Only what is looked at from here on is kept.
-	_, raw, err := s.store.Head(id)
+	d, err := s.pinned(c, id)
 	if err != nil {
 		return err
 	}
-	leases, err := s.store.Leases(id)
-	if err != nil {
-		return err
-	}
-	if len(leases) > maxLeases {
-		return fmt.Errorf("image %v: %d leases: %w", id, len(leases), ErrRefused)
-	}
-	b, err := encMode.Marshal(Description{Version: Version, Image: id, Leases: leases, Head: raw})
+	b, err := encMode.Marshal(d)
 	if err != nil {
 		return fmt.Errorf("transfer: %w", err)
 	}
 	_, err = w.Write(b)
 	return err
+}
+
+// pinned pins an image and gives what there is to tell of it.
+func (s *Server) pinned(c *peer.Conn, id blockstore.ImageID) (d Description, err error) {
+	if err := s.pin(c, id); err != nil {
+		return d, err
+	}
+	// Only what is looked at from here on is kept.
+	_, raw, err := s.store.Head(id)
+	if err != nil {
+		return d, err
+	}
+	leases, err := s.store.Leases(id)
+	if err != nil {
+		return d, err
+	}
+	if len(leases) > maxLeases {
+		return d, fmt.Errorf("image %v: %d leases: %w", id, len(leases), ErrRefused)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.pins[pinKey{c, id}]; p != nil {
+		p.told = raw
+	}
+	return Description{Version: Version, Image: id, Leases: leases, Head: raw}, nil
 }
 
 // lease gives the lease to the peer and describes the image as it is then.
@@ -267,31 +282,41 @@ func (s *Server) lease(c *peer.Conn, w http.ResponseWriter, r *http.Request) err
 
 // after answers once the head is another one, or says that it is not.
 func (s *Server) after(c *peer.Conn, w http.ResponseWriter, r *http.Request) error {
-	id, err := s.image(c, r)
-	if err != nil {
+	_, changed, err := s.waitAfter(c, r)
+	switch {
+	case err != nil:
 		return err
+	case changed:
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		w.WriteHeader(http.StatusNotModified)
+	}
+	return nil
+}
+
+// waitAfter returns when the head of an image is another one than the request names, or soon after
+// pollTimeout; changed says which.
+func (s *Server) waitAfter(c *peer.Conn, r *http.Request) (id blockstore.ImageID, changed bool, err error) {
+	id, err = s.image(c, r)
+	if err != nil {
+		return id, false, err
 	}
 	have, err := blockstore.ParseCommitID(r.PathValue("commit"))
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrProtocol, err)
+		return id, false, fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), pollTimeout)
 	defer cancel()
 	for {
 		changed := s.images.Changed(id)
 		head, _, err := s.store.Head(id)
-		if err != nil {
-			return err
-		}
-		if head != have {
-			w.WriteHeader(http.StatusNoContent)
-			return nil
+		if err != nil || head != have {
+			return id, err == nil, err
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			w.WriteHeader(http.StatusNotModified)
-			return nil
+			return id, false, nil
 		}
 	}
 }
@@ -389,17 +414,22 @@ func (s *Server) objects(c *peer.Conn, w http.ResponseWriter, r *http.Request) e
 	if err != nil {
 		return err
 	}
+	return s.send(r.Context(), c, w, id, ids)
+}
+
+// send answers with objects of an image.
+func (s *Server) send(ctx context.Context, c *peer.Conn, w http.ResponseWriter, id blockstore.ImageID, ids []blockstore.ObjectID) error {
 	defer s.renew(c, id)()
 	turn := s.turns(c.Peer.Key)
 	select { // a buffer for each: not for all that may be asked
 	case turn <- struct{}{}:
 		defer func() { <-turn }()
-	case <-r.Context().Done():
-		return r.Context().Err()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	out := newSender(w)
 	for _, object := range ids {
-		err := out.add(func(dst []byte) ([]byte, error) { return s.store.Append(r.Context(), dst, object) })
+		err := out.add(func(dst []byte) ([]byte, error) { return s.store.Append(ctx, dst, object) })
 		if err != nil && !errors.Is(err, blockstore.ErrNotFound) && !errors.Is(err, blockstore.ErrCorrupt) {
 			return fmt.Errorf("%w: %w", errBegun, err)
 		}

@@ -22,9 +22,10 @@ import (
 type coming struct {
 	client *transfer.Client // to the holder
 	offer  *transfer.Offer
-	taken  chan struct{} // closed when this host has the lease
-	took   func()        // closes it
-	guest  atomic.Bool   // a guest has come, or is coming, with it
+	taken  chan struct{}         // closed when this host has the lease
+	took   func()                // closes it
+	guest  atomic.Bool           // a guest has come, or is coming, with it
+	next   *transfer.Description // of the state that the next round brings, if it has come; the rounds alone use it
 
 	mu     sync.Mutex          // guards what follows
 	opened blockstore.ObjectID // the keyring that this host is known to open
@@ -344,6 +345,7 @@ func (x *Exchange) follow(ctx context.Context, in *coming, o *transfer.Offer, pr
 	if err != nil {
 		return err
 	}
+	j.described, in.next = in.next, nil
 	j.in, j.keys, j.lazy, j.later, j.prefetch, j.progress = in, keysWanted, o.Lazy, true, true, progress
 	began := time.Now()
 	got, err := j.run(ctx)
@@ -354,7 +356,11 @@ func (x *Exchange) follow(ctx context.Context, in *coming, o *transfer.Offer, pr
 	if err := in.client.Report(ctx, transfer.Report{State: transfer.At, Sequence: got.Position.Sequence}); err != nil {
 		return err
 	}
-	return j.wait(ctx, got.Image)
+	if o.Lazy {
+		return j.wait(ctx, got.Image)
+	}
+	in.next, err = j.news(ctx, got.Image)
+	return err
 }
 
 // holds tells whether this host has the lease of an image.

@@ -167,19 +167,20 @@ func (x *Exchange) dialPeers(ctx context.Context, p Pull, rate *peer.Rate) (clie
 
 // job is one pull, or the receiving side of a push, over connections that stand.
 type job struct {
-	x        *Exchange
-	clients  []*transfer.Client
-	remote   string             // name or id at the peer
-	name     string             // here
-	image    blockstore.ImageID // the only one that will do, if not zero
-	keys     keysMode
-	lazy     bool
-	prefetch bool
-	later    bool // what is lazy is not filled before somebody asks for it
-	rollback blockstore.Sequence
-	from     *peer.Peer // whose quota counts: it pushes
-	in       *coming    // the handover; nil: there is none
-	progress func(done, total int64)
+	x         *Exchange
+	clients   []*transfer.Client
+	remote    string             // name or id at the peer
+	name      string             // here
+	image     blockstore.ImageID // the only one that will do, if not zero
+	keys      keysMode
+	lazy      bool
+	prefetch  bool
+	later     bool // what is lazy is not filled before somebody asks for it
+	rollback  blockstore.Sequence
+	from      *peer.Peer            // whose quota counts: it pushes
+	in        *coming               // the handover; nil: there is none
+	described *transfer.Description // what the peer has said of the image already; nil: it is asked
+	progress  func(done, total int64)
 }
 
 // freshTries is how often the head is asked for anew because its peer does not have it
@@ -235,9 +236,12 @@ func (j *job) once(ctx context.Context, have record.Entry, known bool) (Pulled, 
 			head = blockstore.CommitID{} // there is more to bring than a newer head
 		}
 	}
-	d, err := first.Describe(ctx, j.remote, head)
-	if err != nil {
-		return Pulled{}, err
+	d := j.described
+	if j.described = nil; d == nil {
+		var err error
+		if d, err = first.Describe(ctx, j.remote, head); err != nil {
+			return Pulled{}, err
+		}
 	}
 	if d == nil {
 		return j.unchanged(have, head)
@@ -252,7 +256,7 @@ func (j *job) once(ctx context.Context, have record.Entry, known bool) (Pulled, 
 	id := d.Image
 	out, err := j.entered(ctx, d, have, known)
 	leave()
-	if err != nil || j.lazy { // what fills it has a pin of its own by the time this connection ends
+	if err != nil || j.lazy || j.in != nil { // what fills it has a pin of its own by the time this connection ends
 		return out, err
 	}
 	return out, first.Done(ctx, id)
@@ -460,26 +464,4 @@ func (j *job) sources() string {
 		keys = append(keys, c.Conn.Peer.Key.String())
 	}
 	return strings.Join(keys, " ")
-}
-
-// wait returns when the peer has another head than is here.
-func (j *job) wait(ctx context.Context, id blockstore.ImageID) error {
-	for {
-		head, _, err := j.x.Store.Head(id)
-		if err != nil {
-			return err
-		}
-		began := time.Now()
-		changed, err := j.clients[0].After(ctx, id, head)
-		if err != nil || changed {
-			return err
-		}
-		if time.Since(began) < reportStep { // it does not wait: neither do we ask at once
-			select {
-			case <-time.After(reportStep):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-	}
 }

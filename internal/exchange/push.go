@@ -205,3 +205,38 @@ func (x *Exchange) offered(c *transfer.Client, o *transfer.Offer) (*job, error) 
 	}
 	return &job{x: x, clients: []*transfer.Client{c}, remote: o.Image.String(), name: e.Name, image: o.Image, keys: keysIfAllowed, from: &from}, nil
 }
+
+// wait returns when the peer has another head than is here.
+func (j *job) wait(ctx context.Context, id blockstore.ImageID) error {
+	return j.until(ctx, id, func(head blockstore.CommitID) (bool, error) { return j.clients[0].After(ctx, id, head) })
+}
+
+// news does as well, and gives it; most of what is new in it is here then.
+func (j *job) news(ctx context.Context, id blockstore.ImageID) (d *transfer.Description, err error) {
+	err = j.until(ctx, id, func(head blockstore.CommitID) (bool, error) {
+		var err error
+		d, err = j.x.receiver(j.from).News(ctx, j.clients[0], id, head)
+		return d != nil, err
+	})
+	return d, err
+}
+
+func (j *job) until(ctx context.Context, id blockstore.ImageID, changed func(head blockstore.CommitID) (bool, error)) error {
+	for {
+		head, _, err := j.x.Store.Head(id)
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		if changed, err := changed(head); err != nil || changed {
+			return err
+		}
+		if time.Since(began) < reportStep { // it does not wait: neither do we ask at once
+			select {
+			case <-time.After(reportStep):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+}
