@@ -6,9 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
+
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 type options struct {
@@ -17,22 +17,7 @@ type options struct {
 	out, tmp string
 }
 
-func main() {
-	o, err := parse(os.Args[1:])
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "paper: %v\n", err)
-		os.Exit(2)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintf(os.Stderr, "paper: %v\n", err)
-		if ctx.Err() != nil {
-			os.Exit(130)
-		}
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(measure.Main("paper", os.Args[1:], parse, run)) }
 
 func parse(args []string) (options, error) {
 	var o options
