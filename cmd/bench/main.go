@@ -6,14 +6,13 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/sealdisk/sealdisk/cmd/bench/report"
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 // defaultPage is what a full run writes.
@@ -34,20 +33,7 @@ func main() {
 		}
 		return
 	}
-	o, err := parse(os.Args[1:])
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
-		os.Exit(2)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
-		if ctx.Err() != nil {
-			os.Exit(130)
-		}
-		os.Exit(1)
-	}
+	os.Exit(measure.Main("bench", os.Args[1:], parse, run))
 }
 
 func parse(args []string) (options, error) {

@@ -45,7 +45,7 @@ func (m move) judged() bool { return m.link == "1gbit" && m.rate > 0 }
 type outcome struct {
 	downtime time.Duration // from STOP here to RESUME there
 	verified string
-	wire     int64 // bytes for the disk
+	wire     int64 // bytes that left the source for the disk, headers of packets included
 	sealed   int64 // bytes of the image
 	written  int64 // by the guest, until it had moved
 	report   report
@@ -53,7 +53,6 @@ type outcome struct {
 
 // report is what sealdisk migrate --json says, as far as it is looked at.
 type report struct {
-	Wire     int64 `json:"wire"`
 	Armed    int64 `json:"armed"`
 	Offer    int64 `json:"offer"`
 	Fill     int64 `json:"fill"`
@@ -62,6 +61,9 @@ type report struct {
 		Bytes    int64 `json:"bytes"`
 		Duration int64 `json:"duration"`
 	} `json:"rounds"`
+	Guest struct {
+		Memory int64 `json:"memory"`
+	} `json:"guest"` // if sealdisk moves it
 }
 
 const settle = 3 * time.Second // that a guest runs before it is moved, and after
@@ -97,11 +99,20 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 	if err := wait(ctx, settle); err != nil {
 		return o, err
 	}
+	before, err := from.sent()
+	if err != nil {
+		return o, err
+	}
 	target, err := m.carry(ctx, r, source, from, to, name, &o)
 	defer target.stop()
 	if err != nil {
 		return o, err
 	}
+	after, err := from.sent()
+	if err != nil {
+		return o, err
+	}
+	o.wire = after - before - o.report.Guest.Memory
 	writes, _ := source.beats()
 	o.written = writes * marks.BlockSize
 	if err := target.runs(ctx); err != nil {
@@ -132,19 +143,14 @@ func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, nam
 	out := &process{new: make(chan struct{})}
 	var target *vm
 	if m.driven {
-		pull := []string{"pull", "--json", from.name + ":" + name}
+		pull := []string{"pull", from.name + ":" + name}
 		if m.lazy {
 			pull = append(pull, "--lazy")
 		}
-		text, err := to.do(pull...)
+		_, err := to.do(pull...)
 		if err != nil {
 			return nil, err
 		}
-		var pulled report
-		if err := json.Unmarshal([]byte(text), &pulled); err != nil {
-			return nil, err
-		}
-		o.wire = pulled.Wire
 		if target, err = r.startVM(ctx, to.machine(name, m.rate, incoming)); err != nil {
 			return target, err
 		}
@@ -173,16 +179,30 @@ func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, nam
 	if p.err != nil {
 		return target, fmt.Errorf("sealdisk migrate: %w: %s", p.err, tail(p.text()))
 	}
-	return target, o.read(out.text())
+	if err := json.Unmarshal([]byte(out.text()), &o.report); err != nil {
+		return target, fmt.Errorf("%q: %w", out.text(), err)
+	}
+	return target, nil
 }
 
-// read takes the report of a migration.
-func (o *outcome) read(text string) error {
-	if err := json.Unmarshal([]byte(text), &o.report); err != nil {
-		return fmt.Errorf("%q: %w", text, err)
+// sent is how many bytes have left a host. No command's own count has all: what a lazy pull left
+// out comes meanwhile, over connections of its own.
+func (h *host) sent() (int64, error) {
+	text, err := run(h.rig.in(h.name, "ip", "-json", "-stats", "link", "show", "dev", "eth")...)
+	if err != nil {
+		return 0, err
 	}
-	o.wire += o.report.Wire
-	return nil
+	var links [1]struct {
+		Stats struct {
+			Sent struct {
+				Bytes int64 `json:"bytes"`
+			} `json:"tx"`
+		} `json:"stats64"`
+	}
+	if err := json.Unmarshal([]byte(text), &links); err != nil {
+		return 0, fmt.Errorf("%q: %w", text, err)
+	}
+	return links[0].Stats.Sent.Bytes, nil
 }
 
 // downtime is what QEMU aims at, so that little of it is memory.
