@@ -26,7 +26,10 @@ func (s *Server) news(c *peer.Conn, w http.ResponseWriter, r *http.Request) erro
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	told := s.told(c, id)
+	difference, err := s.difference(r.Context(), c, id) // before the pin of the older one goes
+	if err != nil {
+		return err
+	}
 	d, err := s.pinned(c, id)
 	if err != nil {
 		return err
@@ -35,22 +38,29 @@ func (s *Server) news(c *peer.Conn, w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return fmt.Errorf("transfer: %w", err)
 	}
-	head, err := blockstore.ParseCommit(d.Head)
-	if err != nil {
-		return err
-	}
 	if _, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(raw))), raw...)); err != nil {
 		return fmt.Errorf("%w: %w", errBegun, err)
 	}
-	return s.send(r.Context(), c, w, id, s.difference(r.Context(), told, &head.CommitPublic))
+	return s.send(r.Context(), c, w, id, difference)
 }
 
-// difference lists what a commit reaches and another one does not, from the top down, as far as one
-// request goes and as far as both are here: whoever needs the rest asks for it.
-func (s *Server) difference(ctx context.Context, old, now *blockstore.CommitPublic) (list []blockstore.ObjectID) {
-	if old == nil {
-		return nil
+// difference lists what the head of an image reaches and the one that a connection was told of before
+// does not, from the top down, as far as one request goes and as far as both are here: whoever needs
+// the rest asks for it.
+func (s *Server) difference(ctx context.Context, c *peer.Conn, id blockstore.ImageID) ([]blockstore.ObjectID, error) {
+	old := s.told(c, id)
+	_, raw, err := s.store.Head(id)
+	if old == nil || err != nil {
+		return nil, err
 	}
+	now, err := blockstore.ParseCommit(raw)
+	if err != nil {
+		return nil, err
+	}
+	return s.between(ctx, old, &now.CommitPublic), nil
+}
+
+func (s *Server) between(ctx context.Context, old, now *blockstore.CommitPublic) (list []blockstore.ObjectID) {
 	left := maxRequestData
 	add := func(id blockstore.ObjectID, length uint32) bool {
 		if left -= int(length); left < 0 || len(list) == maxRequestIDs {
