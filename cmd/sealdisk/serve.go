@@ -35,6 +35,8 @@ Example: sealdisk serve --listen :7443 --mount /mnt/images`,
 			&cli.StringFlag{Name: "mount", Usage: "show all images in `DIR`"},
 			&cli.StringFlag{Name: "guests", Usage: "peers may move guests to the QEMUs whose QMP sockets are in `DIR`"},
 			&cli.BoolFlag{Name: "allow-other", Usage: "let other users pass the mount; the files' modes still hold"},
+			&cli.IntFlag{Name: "uid", Usage: "owner `U` of the files of --mount", Value: -1, DefaultText: "who serves"},
+			&cli.IntFlag{Name: "gid", Usage: "group `G` of the files of --mount", Value: -1, DefaultText: "who serves"},
 			&cli.StringFlag{Name: "log-format", Usage: "`FORMAT` of the log: text or json", Value: "text"},
 			&cli.DurationFlag{Name: "source-timeout", Usage: "how long readers wait for what is missing of an image that is not whole here", Value: time.Minute},
 			&cli.StringFlag{Name: "cache", Usage: "`BYTES` of opened data kept in memory", Value: "128M"},
@@ -62,7 +64,10 @@ func serve(c *cli.Context) error {
 			return err
 		}
 	}
-	s := &serving{mounting: mounting{env: e}, listen: c.String("listen"), metrics: c.String("metrics"), allowOther: c.Bool("allow-other")}
+	s := &serving{
+		mounting: mounting{env: e}, listen: c.String("listen"), metrics: c.String("metrics"),
+		shows: daemon.MountRequest{AllowOther: c.Bool("allow-other"), UID: c.Int("uid"), GID: c.Int("gid")},
+	}
 	if dir := c.String("mount"); dir != "" {
 		if s.dir, err = filepath.Abs(dir); err != nil {
 			return err
@@ -91,7 +96,7 @@ func (e *env) logAs(format, level string) error {
 type serving struct {
 	mounting
 	listen, metrics string
-	allowOther      bool
+	shows           daemon.MountRequest // what --mount is to be like
 }
 
 func (s *serving) run(ctx context.Context, o daemon.Options) (err error) {
@@ -158,8 +163,8 @@ func (s *serving) open(ctx context.Context) (quiet func(), failed <-chan error, 
 		err = listen("metrics", s.metrics, s.conn.Metrics)
 	}
 	if err == nil && s.dir != "" {
-		r := daemon.MountRequest{Dir: s.dir, AllowOther: s.allowOther, UID: -1, GID: -1}
-		if err = s.conn.Call(ctx, daemon.OpMount, r, nil, nil, s.show); err == nil {
+		s.shows.Dir = s.dir
+		if err = s.conn.Call(ctx, daemon.OpMount, s.shows, nil, nil, s.show); err == nil {
 			s.say("mounted at %s", s.dir)
 		}
 	}

@@ -162,6 +162,9 @@ func TestLoad(t *testing.T) {
 	if len(tree.Files) != 1 || len(tree.Files["a"]) != 1 || !slices.Equal(tree.Files["a"][0].Imports, []string{"os"}) {
 		t.Errorf("files: got %v, want a/a.go alone, importing os", tree.Files)
 	}
+	if tree := load(t, map[string]string{".git": "gitdir: elsewhere"}); len(tree.Paths) != 0 {
+		t.Errorf("paths of a worktree: got %q, want none", tree.Paths)
+	}
 	if _, err := Load(fstest.MapFS{"a/a.go": &fstest.MapFile{Data: []byte("not Go")}}); err == nil {
 		t.Error("a file that is no Go was accepted")
 	}

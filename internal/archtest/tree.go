@@ -50,7 +50,7 @@ func Load(fsys fs.FS) (*Tree, error) {
 			return err
 		case d.IsDir() && (name == ".git" || name == "build"):
 			return fs.SkipDir
-		case !d.Type().IsRegular():
+		case !d.Type().IsRegular(), name == ".git": // a file in a worktree
 			return nil
 		}
 		t.Paths = append(t.Paths, name)
