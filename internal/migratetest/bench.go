@@ -29,21 +29,25 @@ func benchmark(ctx context.Context, r *rig, o options) (failed int, err error) {
 	if o.quick {
 		cases, rounds = cases[:1], 1
 	}
-	results := &page.Results{Date: began.Format(time.DateOnly), Rounds: rounds, Cases: slices.DeleteFunc(cases, func(c *page.Case) bool { return !o.wants(c.String()) })}
+	results := &page.Results{Date: began.Format(time.DateOnly), Rounds: rounds}
 	if results.Disk, results.Data, err = extent(o.image); err != nil {
 		return 0, err
 	}
 	for round := range rounds {
-		for i, c := range results.Cases {
-			failed += r.round(ctx, c, fmt.Sprintf("bench%d-%d", round, i), round, o.image)
+		for i, c := range cases {
+			failed += r.round(ctx, c, fmt.Sprintf("bench%d-%d", round, i), round, o)
 			if ctx.Err() != nil {
 				return failed, ctx.Err()
 			}
 		}
 	}
+	results.Cases = slices.DeleteFunc(cases, func(c *page.Case) bool { return len(c.Ways) == 0 })
 	results.Took = time.Since(began).Round(time.Second)
 	results.Facts = benchFacts(ctx, r)
-	if err := results.Text(os.Stdout); err != nil || o.quick || len(o.only) > 0 {
+	if o.out == "" && !o.quick && len(o.only) == 0 {
+		o.out = defaultPage
+	}
+	if err := results.Text(os.Stdout); err != nil || o.out == "" {
 		return failed, err
 	}
 	return failed, os.WriteFile(o.out, results.Markdown(), 0o666)
@@ -92,14 +96,14 @@ func (r *rig) entries(c *page.Case, image string) []entry {
 
 // round runs all contenders of a case once, another one first in each round. What has failed is not
 // tried again.
-func (r *rig) round(ctx context.Context, c *page.Case, name string, round int, image string) (failed int) {
-	list := r.entries(c, image)
+func (r *rig) round(ctx context.Context, c *page.Case, name string, round int, o options) (failed int) {
+	list := r.entries(c, o.image)
 	for i := range list {
 		e := list[(i+round)%len(list)]
 		if ctx.Err() != nil {
 			return failed
 		}
-		if c.Failed(e.name) {
+		if c.Failed(e.name) || !o.wants(fmt.Sprintf("%v, %s", c, e.name)) {
 			continue
 		}
 		one, cancel := context.WithTimeout(ctx, caseTimeout)

@@ -146,12 +146,14 @@ func measureRun(ctx context.Context, r *rig, link string, c contender) (run page
 func figures(idle, start, end usage, source, target *vm) page.Run {
 	run := page.Run{
 		Total: end.at.Sub(start.at), There: target.when("RESUME").Sub(start.at), Downtime: target.when("RESUME").Sub(source.when("STOP")),
-		Bytes: end.bytes - start.bytes, Processor: end.processor - start.processor,
+		Bytes: end.bytes - start.bytes, Processor: end.processor - start.processor, Moving: end.processor - start.processor,
 	}
-	share := float64(start.processor-idle.processor) / float64(start.at.Sub(idle.at))
-	run.Moving = run.Processor - time.Duration(share*float64(run.Total))
 	all := append(source.samples(), target.samples()...)
 	run.Before, run.While = load(all, idle.at, start.at), load(all, start.at, end.at)
+	if rate := run.Before.Rate; rate > 0 { // what a write costs before, as often as there was one meanwhile
+		used := float64(start.processor-idle.processor) / float64(start.at.Sub(idle.at))
+		run.Moving -= time.Duration(used * float64(run.Total) * run.While.Rate / rate)
+	}
 	return run
 }
 

@@ -40,7 +40,7 @@ func main() {
 	flag.BoolVar(&o.mixed, "mixed", false, "guests that move with something else, or are unlike the others")
 	flag.BoolVar(&o.bench, "bench", false, "compare sealdisk with QEMU's own way")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each contender of -bench runs")
-	flag.StringVar(&o.out, "out", defaultPage, "the page of -bench")
+	flag.StringVar(&o.out, "out", "", "the page of -bench; without it, and with -quick or -only, there is none")
 	flag.BoolVar(&o.verbose, "v", false, "say what the programs say")
 	flag.Parse()
 	if only != "" {

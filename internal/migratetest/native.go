@@ -74,19 +74,51 @@ func (n *native) seal(context.Context) (machine, error) {
 			return machine{}, err
 		}
 	}
-	_, err := run(slices.Concat([]string{"qemu-img", "convert", "-f", "raw", "-O", n.format(), "-t", "none"}, n.sealed(), []string{n.image, n.file(n.from)})...)
-	return n.machine(n.from, "client", ""), err
+	return n.machine(n.from, "client", ""), n.put(n.from, "data", "convert", "-t", "none", "-f", "raw", "-O", n.format())
 }
 
-// await makes an empty disk at the destination and the QEMU that waits there, and serves the disk.
-func (n *native) await(ctx context.Context) error {
+// put makes a host's file from one that qemu-img makes once, as its passphrase takes seconds. Nothing
+// of it is left to be written back meanwhile.
+func (n *native) put(h *host, what string, command ...string) error {
+	template := filepath.Join(n.r.dir, what+"."+n.format())
+	if _, err := os.Stat(template); err != nil {
+		if err := n.make(template, what == "data", command); err != nil {
+			return err
+		}
+	}
+	_, err := run("cp", "--sparse=auto", template, n.file(h))
+	if err == nil {
+		_, err = run("sync", n.file(h))
+	}
+	return err
+}
+
+// make makes a file, with the data or empty.
+func (n *native) make(file string, data bool, command []string) error {
 	i, err := os.Stat(n.image)
 	if err != nil {
 		return err
 	}
-	if _, err := run(slices.Concat([]string{"qemu-img", "create", "-q", "-f", n.format()}, n.sealed(), []string{n.file(n.to), fmt.Sprint(i.Size())})...); err != nil {
+	args := slices.Concat([]string{"qemu-img"}, command, n.sealed())
+	if data {
+		args = append(args, n.image, file)
+	} else {
+		args = append(args, file, fmt.Sprint(i.Size()))
+	}
+	for range 10 { // it measures its own speed, and fails at times on a busy machine
+		if _, err = run(args...); err == nil {
+			return nil
+		}
+	}
+	return errors.Join(err, os.RemoveAll(file))
+}
+
+// await makes an empty disk at the destination and the QEMU that waits there, and serves the disk.
+func (n *native) await(ctx context.Context) error {
+	if err := n.put(n.to, "empty", "create", "-q", "-f", n.format()); err != nil {
 		return err
 	}
+	var err error
 	if n.target, err = n.r.startVM(ctx, n.machine(n.to, "server", "defer")); err != nil {
 		return err
 	}

@@ -58,8 +58,11 @@ func (c *Case) ratio(w *Way, m metric) (r float64, ok bool) {
 	return ours / theirs, true
 }
 
+// noticed is how much a ratio has to be off one, to be called worse.
+const noticed = 0.02
+
 // worse tells whether a ratio is on the wrong side of one, and by more than the spread of the runs: no
-// run of one is as good as the worst of the other.
+// run is as good as QEMU's worst.
 func (c *Case) worse(w *Way, m metric) bool {
 	r, ok := c.ratio(w, m)
 	if !ok {
@@ -67,9 +70,9 @@ func (c *Case) worse(w *Way, m metric) bool {
 	}
 	ours, theirs := w.values(m), c.way(QEMU).values(m)
 	if m.sign < 0 {
-		return r > 1 && slices.Min(ours) > slices.Max(theirs)
+		return r > 1+noticed && slices.Min(ours) > slices.Max(theirs)
 	}
-	return r < 1 && slices.Max(ours) < slices.Min(theirs)
+	return r < 1-noticed && slices.Max(ours) < slices.Min(theirs)
 }
 
 // cell is what a table says of a metric of a way: median, spread, ratio to QEMU.
@@ -83,7 +86,7 @@ func (c *Case) cell(w *Way, m metric) string {
 		text += fmt.Sprintf(" (%s–%s)", number(slices.Min(list)), number(slices.Max(list)))
 	}
 	if r, ok := c.ratio(w, m); ok {
-		text += fmt.Sprintf(" %.2f ×", r)
+		text += fmt.Sprintf(", %.2f ×", r)
 	}
 	return text
 }

@@ -40,7 +40,7 @@ type Run struct {
 	Downtime  time.Duration
 	Bytes     int64         // over the link, both ways
 	Processor time.Duration // of all programs of both hosts
-	Moving    time.Duration // of it, without what the guest used before, as long as this took
+	Moving    time.Duration // of it, without what as many writes used before
 	Before    Load
 	While     Load // from the start until all is there
 }

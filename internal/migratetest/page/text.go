@@ -4,10 +4,10 @@ package page
 const (
 	slowTotal    = "a commit per round; the destination checks and stores each object durably before the next step, where QEMU writes into a file"
 	slowDowntime = "the last commit, and the lease that goes over, are made durable on both sides while the guest stands still"
-	slowBytes    = "a write of 4 KiB seals its whole frame anew, and the frame goes over; QEMU sends the 4 KiB"
+	slowBytes    = "maps and the headers of objects go with the data, and each round sends again what was written again"
 	slowCPU      = "segments are hashed, and checked at the destination; a FUSE mount copies between kernel and daemon, where QEMU has LUKS in its own process"
-	slowWrites   = "a write goes through the FUSE mount and a journal; on two cores copying takes time from the daemon that serves it"
-	slowFlush    = "a flush makes the journal durable; the rounds' commits wait for the same device"
+	slowWrites   = "a write goes to the daemon through the FUSE mount, and on two cores copying takes time from the daemon that serves it"
+	slowFlush    = "a flush seals all that was written since the last one into the journal and makes it durable, where LUKS has sealed and written each write before; the commits of the rounds wait for the same device"
 )
 
 const compared = "A guest of QEMU %s (TCG, one processor, 128 MB of memory) writes 4 KiB blocks at random places all over its disk, as fast as the case says and it can, and flushes after each 64. It is moved between two hosts, " +
@@ -23,5 +23,5 @@ const contenders = "- *sealdisk*: `sealdisk pull` at the destination, whose QEMU
 const figured = "- *all is there*: from the command until the guest runs at the destination and all data is there. What has to stand at the destination beforehand is not counted for QEMU (an empty LUKS file, the QEMU that waits, its servers); for sealdisk the start of that QEMU is.\n" +
 	"- *the guest runs there*: until `RESUME` at the destination. *downtime*: from `STOP` to `RESUME`, as both QEMUs say.\n" +
 	"- *over the link*: by the counters of the interface, both ways, memory and disk. A part of the headers is not in them, as the kernel sends large segments over such links.\n" +
-	"- *CPU*: of QEMU, daemons and commands on both hosts until all is there, and less what guest and daemon took per second before, for as long as it took.\n" +
+	"- *CPU*: of QEMU, daemons and commands on both hosts until all is there; and less what the guest and its disk took before for as many writes.\n" +
 	"- *writes/s*, *write*, *flush*: as the guest measures them, in the two seconds before and from the command until all is there. A guest's clock stands still while it does, so the downtime is not in its latencies; it is in its writes/s."

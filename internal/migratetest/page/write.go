@@ -95,22 +95,35 @@ func (r *Results) verdicts() (list []string) {
 	return list
 }
 
-// reasons says why figures are worse that are.
+// reasons says why figures are worse that are, one line for all that have the same reason.
 func (r *Results) reasons() (list []string) {
+	names, where := map[string][]string{}, map[string][]string{}
+	var order []string
 	for _, m := range metrics {
-		var where []string
 		for _, c := range r.Cases {
 			for _, name := range []string{Eager, Lazy} {
-				if c.worse(c.way(name), m) {
-					where = append(where, fmt.Sprintf("%v (%s)", c, name))
+				if !c.worse(c.way(name), m) {
+					continue
 				}
+				if len(names[m.slow]) == 0 {
+					order = append(order, m.slow)
+				}
+				names[m.slow] = appendNew(names[m.slow], "*"+m.name+"*")
+				where[m.slow] = appendNew(where[m.slow], fmt.Sprintf("%v, %s", c, name))
 			}
 		}
-		if len(where) > 0 {
-			list = append(list, fmt.Sprintf("*%s*, at %s: %s.", m.name, strings.Join(where, "; "), m.slow))
-		}
+	}
+	for _, why := range order {
+		list = append(list, fmt.Sprintf("%s (%s): %s.", strings.Join(names[why], ", "), strings.Join(where[why], "; "), why))
 	}
 	return list
+}
+
+func appendNew(list []string, s string) []string {
+	if slices.Contains(list, s) {
+		return list
+	}
+	return append(list, s)
 }
 
 // Markdown is the whole page.
@@ -121,7 +134,7 @@ func (r *Results) Markdown() []byte {
 	text("# Migration beside QEMU's own")
 	text("Written by `scripts/bench-migrate` on %s; do not edit. Medians (lowest–highest) of %d interleaved rounds, and × the median of QEMU's own way. All on one machine: its figures drift with its neighbours; the ratios of one run hold. The run took %v.", r.Date, r.Rounds, r.Took)
 	text("## In short")
-	text("A figure is called worse if no run of sealdisk is as good as QEMU's worst.")
+	text("A figure is called worse if no run of sealdisk is as good as QEMU's worst, and the medians differ by more than 2 %%.")
 	items(r.verdicts())
 	for _, c := range r.Cases {
 		text("## %v", c)
@@ -143,6 +156,7 @@ func (r *Results) Markdown() []byte {
 	text("## What is compared")
 	text(compared, r.version(), float64(r.Disk)/1e6, float64(r.Data)/1e6)
 	text(contenders)
+	text("## What is measured")
 	text(figured)
 	text("## How, and on what")
 	fmt.Fprintf(w, "| | |\n|---|---|\n")
