@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sealdisk/sealdisk/transfer/qemu"
@@ -176,8 +177,11 @@ func (n *native) cut(ctx context.Context, source *vm) error {
 }
 
 func (n *native) remove(_ context.Context, source, _ *vm) error {
-	source.stop()
-	n.target.stop()
+	for _, v := range []*vm{source, n.target} {
+		if v != nil { // it would wait for the server that has gone
+			v.p.end(syscall.SIGKILL)
+		}
+	}
 	for _, h := range []*host{n.from, n.to} {
 		if err := os.Remove(n.file(h)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
