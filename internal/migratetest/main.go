@@ -46,6 +46,7 @@ func main() {
 	if only != "" {
 		o.only = strings.Split(only, ",")
 	}
+	signal.Ignore(syscall.SIGPIPE) // a reader that has gone must not keep it from taking everything down
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	failed, err := test(ctx, o)
