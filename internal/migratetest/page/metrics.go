@@ -58,21 +58,24 @@ func (c *Case) ratio(w *Way, m metric) (r float64, ok bool) {
 	return ours / theirs, true
 }
 
-// noticed is how much a ratio has to be off one, to be called worse.
+// noticed is how much a ratio has to be off one, to be called better or worse.
 const noticed = 0.02
 
-// worse tells whether a ratio is on the wrong side of one, and by more than the spread of the runs: no
-// run is as good as QEMU's worst.
-func (c *Case) worse(w *Way, m metric) bool {
+// compare gives 1 if a way is better than QEMU's own, -1 if it is worse, by the same rule: each run of one
+// is better than each of the other, and the medians differ by more than noticed. 0: neither is shown.
+func (c *Case) compare(w *Way, m metric) int {
 	r, ok := c.ratio(w, m)
 	if !ok {
-		return false
+		return 0
 	}
 	ours, theirs := w.values(m), c.way(QEMU).values(m)
-	if m.sign < 0 {
-		return r > 1+noticed && slices.Min(ours) > slices.Max(theirs)
+	switch {
+	case r > 1+noticed && slices.Min(ours) > slices.Max(theirs):
+		return m.sign
+	case r < 1-noticed && slices.Max(ours) < slices.Min(theirs):
+		return -m.sign
 	}
-	return r < 1-noticed && slices.Max(ours) < slices.Min(theirs)
+	return 0
 }
 
 // cell is what a table says of a metric of a way: median, spread, ratio to QEMU.

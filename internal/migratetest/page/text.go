@@ -1,6 +1,6 @@
 package page
 
-// What may be the reason where sealdisk is worse.
+// What may be the reason where sealdisk is worse: by the design, not by a profile of these runs.
 const (
 	slowTotal    = "a commit per round; the destination checks and stores each object durably before the next step, where QEMU writes into a file"
 	slowDowntime = "the last commit, and the lease that goes over, are made durable on both sides while the guest stands still"
