@@ -17,6 +17,9 @@ type options struct {
 	sealdisk, kernel, initrd, image string
 	only                            []string
 	quick, faults, mixed, verbose   bool
+	bench                           bool
+	rounds                          int
+	out                             string
 }
 
 // wants tells whether a case is to be run.
@@ -35,11 +38,15 @@ func main() {
 	flag.BoolVar(&o.quick, "quick", false, "a few of the cases")
 	flag.BoolVar(&o.faults, "faults", false, "what comes in between, in place of what goes well")
 	flag.BoolVar(&o.mixed, "mixed", false, "guests that move with something else, or are unlike the others")
+	flag.BoolVar(&o.bench, "bench", false, "compare sealdisk with QEMU's own way")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often each contender of -bench runs")
+	flag.StringVar(&o.out, "out", "", "the page of -bench; without it, and with -quick or -only, there is none")
 	flag.BoolVar(&o.verbose, "v", false, "say what the programs say")
 	flag.Parse()
 	if only != "" {
 		o.only = strings.Split(only, ",")
 	}
+	signal.Ignore(syscall.SIGPIPE) // a reader that has gone must not keep it from taking everything down
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	failed, err := test(ctx, o)
@@ -103,6 +110,9 @@ func test(ctx context.Context, o options) (failed int, err error) {
 	}
 	if o.mixed {
 		return mixAll(ctx, r, o), nil
+	}
+	if o.bench {
+		return benchmark(ctx, r, o)
 	}
 	t := &table{}
 	for i, m := range moves(o.quick) {

@@ -24,6 +24,7 @@ type vm struct {
 
 	mu    sync.Mutex
 	said  []string
+	heard []time.Time   // each line of said
 	more  chan struct{} // closed and replaced when it has said more
 	times map[string]time.Time
 }
@@ -44,6 +45,9 @@ type machine struct {
 	format   string   // of what is in the disk's file, "": raw
 	rigid    bool     // auto-read-only=off
 	held     bool     // once the guest has come it waits for cont, and has not opened its disks before
+	at       *host    // in whose network it is, nil for none
+	key      string   // path of the key of disks with LUKS; "": they have none
+	more     []string // arguments
 }
 
 // seedOf gives each image a seed of its own, and room for those of further disks.
@@ -68,11 +72,18 @@ func (m machine) args(r *rig, at func(string) string) []string {
 		}
 		return "off"
 	}
+	sealed := ""
+	if m.key != "" {
+		args = append(args, "-object", "secret,id=key,file="+m.key)
+		if sealed = ",key-secret=key"; m.format == "qcow2" {
+			sealed = ",encrypt.format=luks,encrypt.key-secret=key"
+		}
+	}
 	for i, disk := range m.disks {
 		file, node := fmt.Sprintf("file%d", i), fmt.Sprintf("disk%d", i)
 		args = append(args,
 			"-blockdev", fmt.Sprintf("node-name=%s,driver=file,filename=%s,cache.direct=%s,aio=threads,locking=auto,auto-read-only=%s,discard=unmap", file, disk, onOff(!m.cached), onOff(!m.rigid)),
-			"-blockdev", fmt.Sprintf("node-name=%s,driver=%s,file=%s,cache.direct=%s,discard=unmap,detect-zeroes=unmap", node, cmp.Or(m.format, "raw"), file, onOff(!m.cached)),
+			"-blockdev", fmt.Sprintf("node-name=%s,driver=%s,file=%s,cache.direct=%s,discard=unmap,detect-zeroes=unmap%s", node, cmp.Or(m.format, "raw"), file, onOff(!m.cached), sealed),
 			"-device", "virtio-blk-pci,drive="+node+",werror=stop,rerror=stop")
 	}
 	if m.incoming != "" {
@@ -80,6 +91,9 @@ func (m machine) args(r *rig, at func(string) string) []string {
 	}
 	if m.held {
 		args = append(args, "-S")
+	}
+	if args = append(args, m.more...); m.at != nil {
+		args = r.in(m.at.name, args...)
 	}
 	return args
 }
@@ -145,7 +159,7 @@ func dialSoon(ctx context.Context, p *process, path string) (net.Conn, error) {
 func (v *vm) hear(line string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.said = append(v.said, strings.TrimSpace(line))
+	v.said, v.heard = append(v.said, strings.TrimSpace(line)), append(v.heard, time.Now())
 	close(v.more)
 	v.more = make(chan struct{})
 }

@@ -13,12 +13,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sealdisk/sealdisk/internal/migratetest/latency"
 	"github.com/sealdisk/sealdisk/internal/migratetest/marks"
 )
 
 const (
 	perFsync = 64                     // writes
 	beat     = 100 * time.Millisecond // between two lines
+	perTimes = 5                      // beats
 )
 
 func main() {
@@ -64,6 +66,9 @@ func run() error {
 				writes += w.writes.Load()
 			}
 			fmt.Printf("HB %d %d %d\n", n, writes, disks[0].flushed.Load())
+			if n%perTimes == 0 {
+				fmt.Println("TIMES", disks[0].times.text())
+			}
 		}
 	}
 }
@@ -107,6 +112,26 @@ func option(name string) (int64, error) {
 	return 0, nil
 }
 
+// times is how long writes and flushes of a disk took, from the guest's first on.
+type times struct {
+	mu           sync.Mutex
+	write, flush latency.Histogram
+}
+
+// took counts one that began then.
+func (t *times) took(h *latency.Histogram, began time.Time) {
+	d := time.Since(began)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h.Add(d)
+}
+
+func (t *times) text() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.write.String() + " " + t.flush.String()
+}
+
 // writer is a disk and what must be on it.
 type writer struct {
 	marks.Disk
@@ -117,6 +142,7 @@ type writer struct {
 	page    []byte // aligned, for O_DIRECT
 	writes  atomic.Uint64
 	flushed atomic.Uint64
+	times   times
 }
 
 // openDisk waits for a disk.
@@ -170,15 +196,19 @@ func (w *writer) burst() error {
 		w.gen++
 		n := w.Block(w.gen)
 		w.Fill(w.page, n, w.gen)
+		began := time.Now()
 		if _, err := w.f.WriteAt(w.page, n*marks.BlockSize); err != nil {
 			return fmt.Errorf("write of block %d: %w", n, err)
 		}
+		w.times.took(&w.times.write, began)
 		w.has[n] = w.gen
 		w.writes.Add(1)
 	}
+	began := time.Now()
 	if err := unix.Fdatasync(int(w.f.Fd())); err != nil {
 		return fmt.Errorf("fdatasync: %w", err)
 	}
+	w.times.took(&w.times.flush, began)
 	w.flushed.Store(w.gen)
 	return nil
 }
