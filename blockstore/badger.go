@@ -331,6 +331,12 @@ func (s *Store) keys(ctx context.Context, prefix []byte, fn func(it item) error)
 
 // exists reports whether a key is there, and its stored size.
 func (s *Store) exists(key []byte) (size int64, ok bool, err error) {
+	err = s.item(key, func(i *badger.Item) { size, ok = i.EstimatedSize(), true })
+	return size, ok, err
+}
+
+// item calls fn with what the index has of a key, if it is there.
+func (s *Store) item(key []byte, fn func(*badger.Item)) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
@@ -338,18 +344,16 @@ func (s *Store) exists(key []byte) (size int64, ok bool, err error) {
 			err = &CorruptError{What: "store", Cause: faultError(r)}
 		}
 	}()
-	err = s.db.View(func(txn *badger.Txn) error {
+	return s.db.View(func(txn *badger.Txn) error {
 		i, err := txn.Get(key)
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
+		switch {
+		case err == nil:
+			fn(i)
+		case !errors.Is(err, badger.ErrKeyNotFound):
 			return &CorruptError{What: "store", Cause: err}
 		}
-		size, ok = i.EstimatedSize(), true
 		return nil
 	})
-	return size, ok, err
 }
 
 // lives reports whether an entry of a value log is what its key has now. Badger has given

@@ -183,6 +183,26 @@ func (s *Store) Has(id ObjectID) (bool, error) {
 	return ok, err
 }
 
+// lengthSlack is how far the length that Badger tells of a value may be from the real one.
+const lengthSlack = 8
+
+// HasOf is Has of an object of which somebody else says how long it is, in bytes: [ErrCorrupt] if the
+// one that is here is longer or shorter than that by more than the index leaves open, which is 8.
+func (s *Store) HasOf(id ObjectID, length uint32) (bool, error) {
+	here, err := s.Has(id)
+	if err != nil || !here {
+		return false, err
+	}
+	var n int64
+	if err := s.item(keyObject(id), func(i *badger.Item) { n, here = i.ValueSize(), true }); err != nil {
+		return false, err
+	}
+	if n < int64(length)-lengthSlack || n > int64(length)+lengthSlack {
+		return false, corrupt("object", "%v of about %d bytes, said to have %d", id, n, length)
+	}
+	return here, nil
+}
+
 // Size returns the length of an object in bytes, without reading it all.
 func (s *Store) Size(id ObjectID) (int64, error) {
 	var n int64

@@ -341,3 +341,26 @@ func TestFind(t *testing.T) {
 		s = reopen(t, s)
 	}
 }
+
+// TestHasOf: an object is not taken for one of another length, wherever Badger keeps it.
+func TestHasOf(t *testing.T) {
+	s := newStore(t)
+	for _, n := range []int{30, 100, 1000, 1 << 16, 1 << 20} {
+		b := make([]byte, n)
+		o := Object{ID: IDOf(b), Bytes: b}
+		if here, err := s.HasOf(o.ID, uint32(n)); here || err != nil {
+			t.Errorf("%d bytes that are not there: %v, %v", n, here, err)
+		}
+		if err := s.PutObjects(context.Background(), []Object{o}); err != nil {
+			t.Fatal(err)
+		}
+		if here, err := s.HasOf(o.ID, uint32(n)); !here || err != nil {
+			t.Errorf("%d bytes: %v, %v", n, here, err)
+		}
+		for _, other := range []int{n - 11, n + 11, 1 << 31} {
+			if here, err := s.HasOf(o.ID, uint32(other)); here || !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%d bytes said to be %d: %v, %v", n, other, here, err)
+			}
+		}
+	}
+}

@@ -138,6 +138,9 @@ func TestForgedMaps(t *testing.T) {
 		return r
 	}
 	leaf := f.node(0, segment)
+	long := make([]byte, 70_000)
+	here := blockstore.IDOf(long)
+	check(t, b.store.PutObjects(context.Background(), []blockstore.Object{{ID: here, Bytes: long}}))
 	for name, tt := range map[string]struct {
 		root  blockstore.Ref
 		level uint8
@@ -153,6 +156,7 @@ func TestForgedMaps(t *testing.T) {
 		"a node too large":        {f.node(1, changed(leaf, func(r *blockstore.Ref) { r.Length = 1 << 30 })), 1, transfer.ErrProtocol},
 		"a segment that is none":  {f.node(0, leaf), 0, transfer.ErrProtocol},
 		"a segment that is gone":  {leaf, 0, transfer.ErrAbsent},
+		"a longer one than named": {f.node(0, blockstore.Ref{ID: here, Length: 100, Subtree: 100}), 0, transfer.ErrProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {
 			id := f.image(tt.root, tt.level)

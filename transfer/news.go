@@ -3,7 +3,6 @@ package transfer
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +25,14 @@ func (s *Server) news(c *peer.Conn, w http.ResponseWriter, r *http.Request) erro
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
+	if _, err := s.image(c, r); err != nil { // it may not have it any more
+		return err
+	}
+	done, err := s.turn(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	defer done()
 	difference, err := s.difference(r.Context(), c, id) // before the pin of the older one goes
 	if err != nil {
 		return err
@@ -38,10 +45,9 @@ func (s *Server) news(c *peer.Conn, w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return fmt.Errorf("transfer: %w", err)
 	}
-	if _, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(raw))), raw...)); err != nil {
-		return fmt.Errorf("%w: %w", errBegun, err)
-	}
-	return s.send(r.Context(), c, w, id, difference)
+	out := newSender(w)
+	_ = out.add(func(dst []byte) ([]byte, error) { return append(dst, raw...), nil }) // does not fail
+	return s.send(r.Context(), c, id, difference, out)
 }
 
 // difference lists what the head of an image reaches and the one that a connection was told of before
@@ -86,7 +92,11 @@ func (s *Server) between(ctx context.Context, old, now *blockstore.CommitPublic)
 				return list
 			}
 		}
-		if level < 0 || len(before) > maxRequestIDs { // those were segments; or it is another map
+		size := 0
+		for _, ref := range before {
+			size += int(ref.Length)
+		}
+		if level < 0 || size > maxRequestData { // those were segments; or it is another map
 			return list
 		}
 		var err, olderr error
@@ -136,6 +146,8 @@ func without(list, other []blockstore.Ref) []blockstore.Ref {
 // News returns as [Client.After] does, with the image as it is then, nil if nothing changed; take gets
 // objects that are likely to be missing here. Only their number and length were looked at.
 func (c *Client) News(ctx context.Context, image blockstore.ImageID, have blockstore.CommitID, take func(b []byte) error) (*Description, error) {
+	ctx, end := context.WithTimeout(ctx, streamTimeout)
+	defer end()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	resp, err := c.do(ctx, http.MethodGet, "/v1/images/"+image.String()+"/news/"+have.String(), nil, nil, http.StatusOK, http.StatusNotModified)
@@ -186,6 +198,9 @@ func (r *Receiver) News(ctx context.Context, c *Client, id blockstore.ImageID, h
 	put := blockstore.NewBatch(ctx, r.Store)
 	defer put.Wait()
 	d, err := c.News(ctx, id, have, func(b []byte) error {
+		if err := formOf(b); err != nil {
+			return fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
 		if r.Account != nil {
 			if err := r.Account(len(b)); err != nil {
 				return err
@@ -193,8 +208,20 @@ func (r *Receiver) News(ctx context.Context, c *Client, id blockstore.ImageID, h
 		}
 		return put.Add(blockstore.Object{ID: blockstore.IDOf(b), Bytes: b})
 	})
+	if err == nil {
+		err = put.Flush()
+	}
 	if err != nil {
 		return nil, err
 	}
-	return d, put.Flush()
+	return d, nil
+}
+
+// formOf fails unless bytes have the form of a segment or of a record.
+func formOf(b []byte) error {
+	if _, _, _, _, err := blockstore.ParseSegmentHeader(b); err == nil {
+		return nil
+	}
+	_, _, _, err := blockstore.ParseRecord(b)
+	return err
 }

@@ -414,20 +414,28 @@ func (s *Server) objects(c *peer.Conn, w http.ResponseWriter, r *http.Request) e
 	if err != nil {
 		return err
 	}
-	return s.send(r.Context(), c, w, id, ids)
+	done, err := s.turn(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.send(r.Context(), c, id, ids, newSender(w))
+}
+
+// turn waits until a peer may have another answer, until done: a buffer for each, not for all that may be asked.
+func (s *Server) turn(ctx context.Context, c *peer.Conn) (done func(), err error) {
+	turn := s.turns(c.Peer.Key)
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // send answers with objects of an image.
-func (s *Server) send(ctx context.Context, c *peer.Conn, w http.ResponseWriter, id blockstore.ImageID, ids []blockstore.ObjectID) error {
+func (s *Server) send(ctx context.Context, c *peer.Conn, id blockstore.ImageID, ids []blockstore.ObjectID, out *sender) error {
 	defer s.renew(c, id)()
-	turn := s.turns(c.Peer.Key)
-	select { // a buffer for each: not for all that may be asked
-	case turn <- struct{}{}:
-		defer func() { <-turn }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	out := newSender(w)
 	for _, object := range ids {
 		err := out.add(func(dst []byte) ([]byte, error) { return s.store.Append(ctx, dst, object) })
 		if err != nil && !errors.Is(err, blockstore.ErrNotFound) && !errors.Is(err, blockstore.ErrCorrupt) {
@@ -474,6 +482,9 @@ func (s *Server) recipients(c *peer.Conn, w http.ResponseWriter, r *http.Request
 	}
 	var list []string
 	if err := decode(r.Body, maxReport, &list); err != nil {
+		return err
+	}
+	if err := s.pin(c, id); err != nil { // before it is done: what can fail fails now
 		return err
 	}
 	if err := s.images.AddRecipients(r.Context(), c.Peer, id, list); err != nil {

@@ -89,9 +89,12 @@ func (x *receiving) fetch(ctx context.Context, c *blockstore.CommitPublic) error
 	return x.segments(ctx, root, c.Root.Level)
 }
 
-// lacks tells whether an object is not in the store.
-func (x *receiving) lacks(id blockstore.ObjectID) (bool, error) {
-	here, err := x.r.Store.Has(id)
+// lacks tells whether an object is not in the store. One that is must have the length that names it.
+func (x *receiving) lacks(id blockstore.ObjectID, length uint32) (bool, error) {
+	here, err := x.r.Store.HasOf(id, length)
+	if errors.Is(err, blockstore.ErrCorrupt) {
+		err = fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
 	return !here, err
 }
 
@@ -99,7 +102,7 @@ func (x *receiving) lacks(id blockstore.ObjectID) (bool, error) {
 func (x *receiving) smalls(ctx context.Context, refs ...blockstore.SmallRef) error {
 	var want []blockstore.SmallRef
 	for _, ref := range refs {
-		lacks, err := x.lacks(ref.ID)
+		lacks, err := x.lacks(ref.ID, ref.Length)
 		if err != nil {
 			return err
 		}
@@ -117,7 +120,7 @@ func (x *receiving) smalls(ctx context.Context, refs ...blockstore.SmallRef) err
 func (x *receiving) nodes(ctx context.Context, refs []blockstore.Ref) error {
 	var want []blockstore.SmallRef
 	for _, ref := range refs {
-		lacks, err := x.lacks(ref.ID)
+		lacks, err := x.lacks(ref.ID, ref.Length)
 		if err != nil {
 			return err
 		}
@@ -160,7 +163,7 @@ func (x *receiving) bring(ctx context.Context, want []blockstore.SmallRef, check
 func (x *receiving) first(ctx context.Context, refs []blockstore.SmallRef) error {
 	var want []blockstore.SmallRef
 	for _, ref := range refs {
-		lacks, err := x.lacks(ref.ID)
+		lacks, err := x.lacks(ref.ID, ref.Length)
 		if err != nil {
 			return err
 		}
@@ -360,7 +363,7 @@ func (x *receiving) missing(refs []blockstore.Ref, add func(blockstore.SmallRef)
 		if ref.Length > blockstore.MaxSegment || uint64(ref.Length) != ref.Subtree {
 			return 0, fmt.Errorf("segment %v of %d bytes: %w", ref.ID, ref.Length, ErrProtocol)
 		}
-		lacks, err := x.lacks(ref.ID)
+		lacks, err := x.lacks(ref.ID, ref.Length)
 		if err != nil {
 			return 0, err
 		}

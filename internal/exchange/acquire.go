@@ -92,7 +92,7 @@ func (x *Exchange) takeLease(ctx context.Context, p peer.Peer, id blockstore.Ima
 		}
 		x.Log.Warn("the lease is asked for again", "image", id.String(), "err", err)
 	}
-	err := x.askLease(ctx, p, id)
+	err := x.askLease(ctx, p, id, in)
 	if err == nil && in != nil {
 		in.took()
 	}
@@ -204,7 +204,11 @@ func (x *Exchange) tell(ctx context.Context, p peer.Peer, id blockstore.ImageID)
 
 // askLease dials the holder, and brings the newest state first, so that little is left to
 // come once the lease is given.
-func (x *Exchange) askLease(ctx context.Context, p peer.Peer, id blockstore.ImageID) error {
+func (x *Exchange) askLease(ctx context.Context, p peer.Peer, id blockstore.ImageID, in *coming) error {
+	var claim transfer.Claim
+	if in != nil {
+		claim = x.claimOn(in)
+	}
 	conn, err := x.dial(ctx, p, peer.Forward)
 	if err != nil {
 		return err
@@ -220,7 +224,7 @@ func (x *Exchange) askLease(ctx context.Context, p peer.Peer, id blockstore.Imag
 			return herr
 		}
 		if err == nil {
-			if d, err = c.Lease(ctx, id, transfer.Claim{}); err == nil {
+			if d, err = c.Lease(ctx, id, claim); err == nil {
 				err = x.bring(ctx, c, id, d)
 			}
 		}

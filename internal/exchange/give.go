@@ -174,13 +174,12 @@ func (mv *Moving) waitGiven(ctx context.Context, armed *handover.Armed, left int
 const keepPause = 200 * time.Millisecond
 
 // keepClose goes on copying while the handover is armed, so that little is left for the moment
-// when the guest stands still; until then it takes a third of the time at most.
+// when the guest stands still; it takes a third of the time at most.
 func (mv *Moving) keepClose(ctx context.Context) {
 	pause := keepPause
 	for n := 1; ; n++ {
 		select {
 		case <-time.After(pause):
-		case <-mv.hurry:
 		case <-ctx.Done():
 			return
 		}
@@ -230,26 +229,10 @@ func (mv *Moving) whyLost() error {
 	return fmt.Errorf("the destination has ended it: %w", transfer.ErrConnection)
 }
 
-// paused is called when the guest stands still, before its disks are closed. The last round begins; that
-// it ends is waited for then, unless all is to come before the handover: this is the last moment to say no.
-func (mv *Moving) paused(ctx context.Context) error {
-	if mv.m.PreCopy {
-		return mv.lastRound(ctx)
-	}
-	mv.hold.Set(0)
-	select {
-	case <-mv.lost:
-		return mv.whyLost()
-	case mv.hurry <- struct{}{}:
-	default: // it begins anyway
-	}
-	return nil
-}
-
 // lastRound is a round while the guest stands still. What there is no time for comes after the
 // handover, unless all is to come before.
 func (mv *Moving) lastRound(ctx context.Context) error {
-	mv.hold.Set(0)
+	mv.release()
 	wait := mv.m.Timeout
 	if !mv.m.PreCopy {
 		wait = min(wait, lastWait)

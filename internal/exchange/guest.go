@@ -60,10 +60,10 @@ func (mv *Moving) drive(ctx context.Context) error {
 	defer stop()
 	carried := make(chan error, 1)
 	go func() { carried <- transfer.Tunnel(carrying, conn, local) }()
-	defer mv.hold.Set(0)
+	defer mv.release()
 	report, err := monitor.Migrate(ctx, qemu.Options{
 		URI: "fd:" + streamName, Downtime: g.Downtime, Bandwidth: mv.m.Bandwidth, Progress: mv.memory(),
-		Paused: mv.paused,
+		Paused: mv.lastRound,
 	})
 	if err != nil {
 		stop()
@@ -109,11 +109,25 @@ const (
 // share lets the memory have most of the link if it does not shrink beside the disks, the rest of
 // which can come after the handover: memory cannot.
 func (mv *Moving) share(p qemu.Progress) {
-	if mv.m.PreCopy || p.Rate == 0 || p.Dirty < p.Rate/contended || !mv.held.CompareAndSwap(false, true) {
+	if mv.m.PreCopy || p.Rate == 0 || p.Dirty < p.Rate/contended {
 		return
 	}
+	mv.mu.Lock()
+	defer mv.mu.Unlock()
+	if mv.held {
+		return
+	}
+	mv.held = true
 	mv.hold.Set(max(p.Rate/heldPart, heldLeast))
-	mv.m.Note("the guest writes its memory at half the rate at which it goes, or faster: the disks wait for it")
+	mv.m.Note("the guest writes %.1f MB of its memory a second, and %.1f go: its disks wait; if it does not get across all the same, a larger --max-downtime lets it", float64(p.Dirty)/1e6, float64(p.Rate)/1e6)
+}
+
+// release ends that, for good: the guest stands still, or does not move.
+func (mv *Moving) release() {
+	mv.mu.Lock()
+	defer mv.mu.Unlock()
+	mv.held = true
+	mv.hold.Set(0)
 }
 
 // checkGuest finds what would keep the guest from moving, before anything is copied.

@@ -77,14 +77,13 @@ type Moving struct {
 	lost   chan struct{}             // closed when one of the pushes failed
 	fail   func()                    // closes it
 	hold   *peer.Rate                // bounds the disks while the guest's memory needs the link
-	held   atomic.Bool               // it did once
-	hurry  chan struct{}             // has the next round begin
 
 	mu     sync.Mutex // guards what follows
 	out    Migrated
 	phase  time.Time // when the last of out.Phases began
 	told   time.Time // when tell was last called
 	toldOf int64     // bytes that were written by then
+	held   bool      // the disks are held back, or must not be any more
 }
 
 // moving is one of its images.
@@ -218,7 +217,7 @@ func (x *Exchange) newMoving(m Migration) (*Moving, error) {
 	if m.Timeout == 0 {
 		m.Timeout = defaultWait
 	}
-	mv := &Moving{x: x, m: m, to: to, before: x.sentTo(to.Key).Load(), lost: make(chan struct{}), hold: peer.NewRate(0), hurry: make(chan struct{}, 1)}
+	mv := &Moving{x: x, m: m, to: to, before: x.sentTo(to.Key).Load(), lost: make(chan struct{}), hold: peer.NewRate(0)}
 	mv.fail = sync.OnceFunc(func() { close(mv.lost) })
 	extra := 0
 	if m.Guest != nil {

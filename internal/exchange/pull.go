@@ -199,8 +199,10 @@ func (j *job) run(ctx context.Context) (Pulled, error) {
 	}
 	defer release()
 	for try := 1; ; try++ {
+		older := j.described != nil // another connection may have brought a newer state meanwhile
 		out, err := j.once(ctx, have, known)
-		if !errors.Is(err, transfer.ErrAbsent) || try == freshTries {
+		older = older && (errors.Is(err, image.ErrRolledBack) || errors.Is(err, image.ErrInUse))
+		if !older && !errors.Is(err, transfer.ErrAbsent) || try == freshTries {
 			return out, err
 		}
 		j.x.Log.Info("the peer has a newer state by now", "image", j.name, "err", err)

@@ -20,25 +20,33 @@ const (
 
 // Rate bounds how fast bytes go. It may be changed while it is used, and be shared by
 // connections. nil is no bound.
-type Rate struct{ limiter *rate.Limiter }
+type Rate struct {
+	limiter *rate.Limiter
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced by Set; guarded by mu
+}
 
 // burst is what may go at once, in bytes, and the largest piece that is waited for.
 const burst = 256 << 10
 
 // NewRate allows so many bytes per second; 0 is no bound.
 func NewRate(perSecond int64) *Rate {
-	r := &Rate{limiter: rate.NewLimiter(rate.Inf, burst)}
+	r := &Rate{limiter: rate.NewLimiter(rate.Inf, burst), changed: make(chan struct{})}
 	r.Set(perSecond)
 	return r
 }
 
-// Set changes the bound.
+// Set changes the bound, also for who waits.
 func (r *Rate) Set(perSecond int64) {
 	limit := rate.Inf
 	if perSecond > 0 {
 		limit = rate.Limit(perSecond)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.limiter.SetLimit(limit)
+	close(r.changed)
+	r.changed = make(chan struct{})
 }
 
 // wait returns when n bytes, at most burst, may go.
@@ -46,7 +54,27 @@ func (r *Rate) wait(ctx context.Context, n int) error {
 	if r == nil {
 		return nil
 	}
-	return r.limiter.WaitN(ctx, n)
+	for {
+		r.mu.Lock()
+		reserved, changed := r.limiter.ReserveN(time.Now(), n), r.changed
+		r.mu.Unlock()
+		delay := reserved.Delay()
+		if delay == 0 {
+			return nil
+		}
+		over := time.NewTimer(delay)
+		select {
+		case <-over.C:
+			return nil
+		case <-changed:
+			over.Stop()
+			reserved.Cancel()
+		case <-ctx.Done():
+			over.Stop()
+			reserved.Cancel()
+			return ctx.Err()
+		}
+	}
 }
 
 // prompt keeps the kernel from taking much more than the network carries: what it has taken goes
