@@ -1,6 +1,7 @@
 package measure
 
 import (
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"slices"
@@ -38,4 +39,17 @@ func Mean(values []float64) float64 {
 		sum += v
 	}
 	return sum / float64(len(values))
+}
+
+// Number prints three digits, or all before the point; of what is less than 0.1 two.
+func Number(v float64) string {
+	switch a := max(v, -v); {
+	case a >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case a >= 10:
+		return fmt.Sprintf("%.1f", v)
+	case a >= 0.1 || a == 0:
+		return fmt.Sprintf("%.2f", v)
+	}
+	return fmt.Sprintf("%.2g", v)
 }

@@ -21,3 +21,14 @@ func TestMedian(t *testing.T) {
 		}
 	}
 }
+
+func TestNumber(t *testing.T) {
+	for _, tt := range []struct {
+		v    float64
+		want string
+	}{{0, "0.00"}, {0.0123, "0.012"}, {0.1, "0.10"}, {9.994, "9.99"}, {10, "10.0"}, {-12.34, "-12.3"}, {100, "100"}, {12345.6, "12346"}} {
+		if got := Number(tt.v); got != tt.want {
+			t.Errorf("%v: got %s, want %s", tt.v, got, tt.want)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -110,7 +111,11 @@ func (r *rig) round(ctx context.Context, c *page.Case, name string, round int, o
 		began := time.Now()
 		run, err := measureRun(one, r, c.Link, e.with(fmt.Sprintf("%s-%d", name, i)))
 		cancel()
-		c.Add(e.name, run, err)
+		told := err
+		if err != nil { // the page names no path of this machine
+			told = errors.New(strings.ReplaceAll(err.Error(), r.dir+"/", ""))
+		}
+		c.Add(e.name, run, told)
 		took := time.Since(began).Round(time.Second)
 		switch {
 		case err == nil:

@@ -255,7 +255,7 @@ func baseline(ctx context.Context, r *rig, rate int64, driven bool, image string
 	disk, ram := filepath.Join(r.dir, "shared.raw"), "unix:"+filepath.Join(r.dir, "shared.ram")
 	from, to := machine{name: "shared-a", disks: []string{disk}, rate: rate}, machine{name: "shared-b", disks: []string{disk}, rate: rate}
 	if driven {
-		from.host, to.host, ram = "a", "b", "tcp:"+r.hosts["b"].address+":7444"
+		from.at, to.at, ram = r.hosts["a"], r.hosts["b"], "tcp:"+r.hosts["b"].address+":7444"
 	}
 	to.incoming = ram
 	if err := r.limit("1gbit"); err != nil {

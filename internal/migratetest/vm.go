@@ -40,7 +40,6 @@ type machine struct {
 	rate     int64    // bytes per second that the guest writes to each disk
 	seed     uint64   // of what it writes
 	incoming string   // what QEMU waits for; "": it boots
-	host     string   // in whose network it is; "": in none of theirs
 	cached   bool     // cache=writeback in place of none
 	format   string   // of what is in the disk's file, "": raw
 	rigid    bool     // auto-read-only=off
@@ -61,7 +60,6 @@ func (m machine) args(r *rig, at func(string) string) []string {
 	args := []string{"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", guestMemory, "-smp", "1",
 		"-nodefaults", "-display", "none", "-no-reboot", "-kernel", r.kernel, "-initrd", r.initrd,
 		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 guest.rate=%d guest.seed=%d guest.disks=%d", m.rate, m.seed, len(m.disks)),
-		"-chardev", "socket,id=serial,path=" + at("serial") + ",server=on,wait=off", "-serial", "chardev:serial",
 		"-qmp", "unix:" + at("qmp") + ",server=on,wait=off"}
 	if m.qmp != "" {
 		args = append(args, "-qmp", "unix:"+m.qmp+",server=on,wait=off")
@@ -92,6 +90,8 @@ func (m machine) args(r *rig, at func(string) string) []string {
 	if m.held {
 		args = append(args, "-S")
 	}
+	// QEMU makes its sockets in this order: when this one is there all are.
+	args = append(args, "-chardev", "socket,id=serial,path="+at("serial")+",server=on,wait=off", "-serial", "chardev:serial")
 	if args = append(args, m.more...); m.at != nil {
 		args = r.in(m.at.name, args...)
 	}
@@ -101,11 +101,7 @@ func (m machine) args(r *rig, at func(string) string) []string {
 // startVM starts a QEMU. After an error, too, it is there to be stopped, unless it is nil.
 func (r *rig) startVM(ctx context.Context, m machine) (*vm, error) {
 	at := func(what string) string { return filepath.Join(r.dir, m.name+"."+what) }
-	args := m.args(r, at)
-	if m.host != "" {
-		args = r.in(m.host, args...)
-	}
-	p, err := r.start(nil, args...)
+	p, err := r.start(nil, m.args(r, at)...)
 	if err != nil {
 		return nil, err
 	}

@@ -20,7 +20,7 @@ func TestPaperNumbers(t *testing.T) {
 		if m.Number != i+1 || m.Paper.Total() != PaperTotals[i] {
 			t.Errorf("machine %d at %d: the phases add up to %v, the total is %v", m.Number, i+1, m.Paper.Total(), PaperTotals[i])
 		}
-		figures = append(figures, number(float64(m.Figure)))
+		figures = append(figures, measure.Number(float64(m.Figure)))
 		linked = append(linked, m.Kind())
 	}
 	if got := measure.Mean(PaperTotals[:]); got != PaperMean {
@@ -197,17 +197,6 @@ func TestBounds(t *testing.T) {
 			if v >= high || v > 0 && v <= low {
 				t.Errorf("%v: %v is not within %v to %v", tt.values, v, low, high)
 			}
-		}
-	}
-}
-
-func TestNumber(t *testing.T) {
-	for _, tt := range []struct {
-		v    float64
-		want string
-	}{{0, "0.00"}, {0.0123, "0.012"}, {0.1, "0.10"}, {9.994, "9.99"}, {10, "10.0"}, {-12.34, "-12.3"}, {100, "100"}, {12345.6, "12346"}} {
-		if got := number(tt.v); got != tt.want {
-			t.Errorf("%v: got %s, want %s", tt.v, got, tt.want)
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 // first is the set that the paper has, nil if it was not measured.
@@ -27,7 +29,7 @@ func (r *Results) summary(w *writer) {
 	}
 	passed, all := r.tests()
 	row := func(what string, paper, here float64, note string) []string {
-		return []string{what, number(paper), number(here), number(paper / here), note}
+		return []string{what, measure.Number(paper), measure.Number(here), measure.Number(paper / here), note}
 	}
 	rows := [][]string{
 		row("mean total of the ten images in MB, loopback, ms", PaperMean, s.MeanTotal(Loopback), fmt.Sprintf("at least %d times less: %s", GoalFactor, verdict)),
@@ -102,8 +104,8 @@ func (r *Results) segmentation(w *writer) {
 			g := im.Segments
 			rows = append(rows, []string{im.name(s), fmt.Sprint(g.Planned), fmt.Sprint(g.Merged), fmt.Sprint(g.Left), percent(g.Reduction)})
 		}
-		rows = append(rows, []string{"mean", number(s.mean(func(im Image) float64 { return float64(im.Segments.Planned) })),
-			number(s.mean(func(im Image) float64 { return float64(im.Segments.Merged) })), number(s.mean(func(im Image) float64 { return float64(im.Segments.Left) })),
+		rows = append(rows, []string{"mean", measure.Number(s.mean(func(im Image) float64 { return float64(im.Segments.Planned) })),
+			measure.Number(s.mean(func(im Image) float64 { return float64(im.Segments.Merged) })), measure.Number(s.mean(func(im Image) float64 { return float64(im.Segments.Left) })),
 			percent(s.mean(func(im Image) float64 { return im.Segments.Reduction }))})
 		w.table([]string{"image", "blocks planned", "merged", "segments left", "reduction"}, rows)
 		w.plot(s.segments())
@@ -151,9 +153,9 @@ func times(n int) string {
 
 func beside(here, paper float64, shown bool) string {
 	if shown {
-		return number(here) + " (" + number(paper) + ")"
+		return measure.Number(here) + " (" + measure.Number(paper) + ")"
 	}
-	return number(here)
+	return measure.Number(here)
 }
 
 func (s Set) pathRow(im Image, way Way, paper bool) []string {
@@ -162,23 +164,23 @@ func (s Set) pathRow(im Image, way Way, paper bool) []string {
 	for i, v := range im.Phase(way).List() {
 		row = append(row, beside(v, theirs[i], paper))
 	}
-	cell := "**" + number(im.Total(way)) + "**"
+	cell := "**" + measure.Number(im.Total(way)) + "**"
 	if paths := im.Paths[way]; len(paths) > 1 {
 		var all []float64
 		for _, p := range paths {
 			all = append(all, p.Total())
 		}
-		cell += " [" + number(slices.Min(all)) + "–" + number(slices.Max(all)) + "]"
+		cell += " [" + measure.Number(slices.Min(all)) + "–" + measure.Number(slices.Max(all)) + "]"
 	}
 	if paper {
-		cell += " (" + number(im.Paper.Total()) + ")"
+		cell += " (" + measure.Number(im.Paper.Total()) + ")"
 	}
 	row = append(row, cell)
 	if paper {
-		row = append(row, number(im.Paper.Total()/im.Total(way)))
+		row = append(row, measure.Number(im.Paper.Total()/im.Total(way)))
 	}
 	if way == Gigabit {
-		row = append(row, number(LinkAlone(im.Wire)))
+		row = append(row, measure.Number(LinkAlone(im.Wire)))
 	}
 	return row
 }
@@ -191,16 +193,16 @@ func (s Set) meanRow(way Way, paper bool) []string {
 	for i := range PhaseNames {
 		row = append(row, beside(s.mean(func(im Image) float64 { return im.Phase(way).List()[i] }), s.mean(func(im Image) float64 { return im.Paper.List()[i] }), paper))
 	}
-	cell := "**" + number(s.MeanTotal(way)) + "**"
+	cell := "**" + measure.Number(s.MeanTotal(way)) + "**"
 	if paper {
 		cell += fmt.Sprintf(" (%.1f)", PaperMean)
 	}
 	row = append(row, cell)
 	if paper {
-		row = append(row, number(PaperMean/s.MeanTotal(way)))
+		row = append(row, measure.Number(PaperMean/s.MeanTotal(way)))
 	}
 	if way == Gigabit {
-		row = append(row, number(s.mean(func(im Image) float64 { return LinkAlone(im.Wire) })))
+		row = append(row, measure.Number(s.mean(func(im Image) float64 { return LinkAlone(im.Wire) })))
 	}
 	return row
 }

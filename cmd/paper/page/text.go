@@ -1,6 +1,10 @@
 package page
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/sealdisk/sealdisk/internal/measure"
+)
 
 // method says where each phase begins and ends.
 func (r *Results) method(w *writer) {
@@ -28,7 +32,7 @@ func (r *Results) speeds(w *writer) {
 	var rows [][]string
 	for i, name := range PhaseNames {
 		at := func(w Way) func(Image) float64 { return func(im Image) float64 { return im.Phase(w).List()[i] } }
-		rows = append(rows, []string{name, number(s.mean(func(im Image) float64 { return im.Paper.List()[i] })), number(s.mean(at(Loopback))), number(s.mean(at(Gigabit))), reasons[i]})
+		rows = append(rows, []string{name, measure.Number(s.mean(func(im Image) float64 { return im.Paper.List()[i] })), measure.Number(s.mean(at(Loopback))), measure.Number(s.mean(at(Gigabit))), reasons[i]})
 	}
 	fmt.Fprintf(w, "| phase, mean of the images in %s | paper, ms | loopback, ms | 1 Gbit/s, ms | what bounds it |\n|---|---:|---:|---:|---|\n", s.Unit)
 	for _, row := range rows {
@@ -59,7 +63,7 @@ func (r *Results) lazy(w *writer) {
 			}
 			eager, lazy := func(im Image) []Start { return im.Eager }, func(im Image) []Start { return im.Lazy }
 			first, all, whole := func(t Start) float64 { return t.First }, func(t Start) float64 { return t.Boot }, func(t Start) float64 { return t.Whole }
-			return []string{name, boot, number(of(eager, first)), number(of(lazy, first)), number(of(eager, all)), number(of(lazy, all)), number(of(lazy, whole))}
+			return []string{name, boot, measure.Number(of(eager, first)), measure.Number(of(lazy, first)), measure.Number(of(eager, all)), measure.Number(of(lazy, all)), measure.Number(of(lazy, whole))}
 		}
 		for _, im := range s.Images {
 			one := func(f func(Image) float64) float64 { return f(im) }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/sealdisk/sealdisk/internal/measure"
 )
 
 // Save writes the page, and its plots into a folder of its name.
@@ -72,23 +74,10 @@ func (r *Results) markdown(plots string) []byte {
 	return w.Bytes()
 }
 
-// number prints three digits, or all before the point.
-func number(v float64) string {
-	switch a := max(v, -v); {
-	case a >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case a >= 10:
-		return fmt.Sprintf("%.1f", v)
-	case a >= 0.1 || a == 0:
-		return fmt.Sprintf("%.2f", v)
-	}
-	return fmt.Sprintf("%.2g", v)
-}
-
 func percent(v float64) string { return fmt.Sprintf("%.1f %%", v) }
 
 // megabytes of bytes: 2²⁰, as the figures of the images.
-func megabytes(n int64) string { return number(float64(n) / (1 << 20)) }
+func megabytes(n int64) string { return measure.Number(float64(n) / (1 << 20)) }
 
 // name of an image in a table.
 func (im Image) name(s Set) string { return fmt.Sprintf("%d %s %s", im.Figure, s.Unit, im.Kind()) }

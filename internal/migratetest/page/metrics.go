@@ -84,23 +84,12 @@ func (c *Case) cell(w *Way, m metric) string {
 	if len(list) == 0 {
 		return "–"
 	}
-	text := number(measure.Median(list))
+	text := measure.Number(measure.Median(list))
 	if len(list) > 1 {
-		text += fmt.Sprintf(" (%s–%s)", number(slices.Min(list)), number(slices.Max(list)))
+		text += fmt.Sprintf(" (%s–%s)", measure.Number(slices.Min(list)), measure.Number(slices.Max(list)))
 	}
 	if r, ok := c.ratio(w, m); ok {
 		text += fmt.Sprintf(", %.2f ×", r)
 	}
 	return text
-}
-
-// number prints three digits, or all before the point.
-func number(v float64) string {
-	switch a := max(v, -v); {
-	case a >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case a >= 10:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.2f", v)
 }
