@@ -171,16 +171,22 @@ func (s *Store) Get(ctx context.Context, id ObjectID, fn func(b []byte) error) e
 // Has reports whether an object is there. One that is will be kept by a collection
 // that is running, or that starts while a [Hold] is held.
 func (s *Store) Has(id ObjectID) (bool, error) {
+	_, here, err := s.has(id)
+	return here, err
+}
+
+// has is Has, and gives about the length of the object.
+func (s *Store) has(id ObjectID) (length int64, here bool, err error) {
 	if err := s.Err(); err != nil {
-		return false, err
+		return 0, false, err
 	}
 	s.gc.sweep.RLock()
 	defer s.gc.sweep.RUnlock()
-	_, ok, err := s.exists(keyObject(id))
-	if ok && err == nil {
+	err = s.item(keyObject(id), func(i *badger.Item) { length, here = i.ValueSize(), true })
+	if here && err == nil {
 		s.gc.touch(id)
 	}
-	return ok, err
+	return length, here, err
 }
 
 // lengthSlack is how far the length that Badger tells of a value may be from the real one.
@@ -189,18 +195,14 @@ const lengthSlack = 8
 // HasOf is Has of an object of which somebody else says how long it is, in bytes: [ErrCorrupt] if the
 // one that is here is longer or shorter than that by more than the index leaves open, which is 8.
 func (s *Store) HasOf(id ObjectID, length uint32) (bool, error) {
-	here, err := s.Has(id)
+	n, here, err := s.has(id)
 	if err != nil || !here {
-		return false, err
-	}
-	var n int64
-	if err := s.item(keyObject(id), func(i *badger.Item) { n, here = i.ValueSize(), true }); err != nil {
 		return false, err
 	}
 	if n < int64(length)-lengthSlack || n > int64(length)+lengthSlack {
 		return false, corrupt("object", "%v of about %d bytes, said to have %d", id, n, length)
 	}
-	return here, nil
+	return true, nil
 }
 
 // Size returns the length of an object in bytes, without reading it all.

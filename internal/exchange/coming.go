@@ -202,8 +202,10 @@ const (
 	followRate  = 10 // states per second
 	followBurst = 20
 	tookPause   = 10 * time.Second
-	startPause  = 50 * time.Millisecond
 )
+
+// startPause is what a guest that has come gets to start in, before the rest of its disk follows.
+const startPause = 50 * time.Millisecond
 
 // receiveHandover stays in step with an image until this host has its lease, which whoever
 // opens the image for writing asks for, and then until all of it is here.
@@ -247,7 +249,7 @@ func (x *Exchange) receiveHandover(ctx context.Context, c *transfer.Client, o *t
 		if x.taken(ctx, in, o.Image, err) {
 			end()
 			collectable()
-			select { // who opens the image goes first
+			select {
 			case <-time.After(startPause):
 			case <-ctx.Done():
 			}

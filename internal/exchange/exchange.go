@@ -47,7 +47,8 @@ type Names interface {
 	// Group gives the images that go together with one, itself among them.
 	Group(id blockstore.ImageID) []blockstore.ImageID
 	// Yield gives the lease of an image, and of those that go together with it, to a host while
-	// nobody here writes them ([image.ErrInUse]).
+	// nobody here writes them ([image.ErrInUse]). Each is checked after a commit of what was written,
+	// before the first is given.
 	Yield(ctx context.Context, id blockstore.ImageID, to [32]byte, check func(blockstore.ImageID) error) error
 	// Mounted gives the image that a file of a mount of this host shows.
 	Mounted(file string) (blockstore.ImageID, error)

@@ -107,6 +107,8 @@ func (x *Exchange) receivePush(ctx context.Context, conn *peer.Conn) {
 	}
 }
 
+const notHolder = "it does not hold the lease of that image any more: sealdisk lease show there says who does"
+
 // tellable is what of an error concerns a peer.
 func tellable(err error) string {
 	for _, known := range []struct {
@@ -114,8 +116,8 @@ func tellable(err error) string {
 		text string
 	}{
 		{errNotBring, "it may not bring that image"},
-		{errNotHolder, "it does not hold the lease of that image any more: sealdisk lease show there says who does"},
-		{lease.ErrSuperseded, "it does not hold the lease of that image any more: sealdisk lease show there says who does"},
+		{errNotHolder, notHolder},
+		{lease.ErrSuperseded, notHolder},
 		{transfer.ErrRefused, "refused: a quota, or a role"},
 		{transfer.ErrProtocol, "what came is not what the image names"},
 		{transfer.ErrAbsent, "an object did not come"},
