@@ -101,9 +101,11 @@ func TestReclaimBesideDeletion(t *testing.T) {
 // is all else that lives in it.
 func TestReclaimOfDamaged(t *testing.T) {
 	s := newStore(t)
+	s.reclaiming.Lock() // else the store itself may have moved it already
 	kept, _ := scattered(t, s, 600)
 	path := flipBit(t, s, kept[0])
 	before := len(valueLogs(t, s.Dir()))
+	s.reclaiming.Unlock()
 	if _, err := s.Reclaim(t.Context()); err != nil {
 		t.Fatal(err)
 	}
