@@ -69,12 +69,13 @@ func (s *Shared) follow(ctx context.Context, d *Disk) error {
 func (d *Disk) advance(ctx context.Context) error {
 	d.commitMu.Lock()
 	defer d.commitMu.Unlock()
-	h, _, err := d.s.load(ctx, d.id)
-	if err != nil {
+	shown := d.state()
+	if id, _, err := d.s.Store.Head(d.id); err != nil || id == shown.id || !d.readOnly.Load() {
 		return err
 	}
-	if d.state().id == h.id || !d.readOnly.Load() {
-		return nil
+	h, _, err := d.s.loadAfter(ctx, d.id, shown)
+	if err != nil {
+		return err
 	}
 	d.forgetReplayed()
 	d.begin(h, nil)
@@ -161,7 +162,7 @@ func (d *Disk) Promote(ctx context.Context) error {
 
 // promoteLocked begins the term with a commit, before anybody may write.
 func (d *Disk) promoteLocked(ctx context.Context) error {
-	h, mark, err := d.s.load(ctx, d.id)
+	h, mark, err := d.s.loadAfter(ctx, d.id, d.state())
 	if err != nil {
 		return err
 	}
@@ -286,6 +287,12 @@ func (d *Disk) background(ctx context.Context) {
 
 // load reads the head of an image and checks it against everything that vouches for it.
 func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, anchor.Mark, error) {
+	return s.loadAfter(ctx, id, nil)
+}
+
+// loadAfter is load after another head of the image, the keys of which serve again if they are
+// the same; nil: there was none.
+func (s *Shared) loadAfter(ctx context.Context, id blockstore.ImageID, before *head) (*head, anchor.Mark, error) {
 	fail := func(err error) (*head, anchor.Mark, error) {
 		return nil, anchor.Mark{}, fmt.Errorf("image %v: %w", id, err)
 	}
@@ -317,23 +324,22 @@ func (s *Shared) load(ctx context.Context, id blockstore.ImageID) (*head, anchor
 		}
 	}
 	h := &head{id: headID, lease: chain.Newest()}
-	if err := s.openHead(ctx, h, id, raw); err != nil {
+	if err := s.openHead(ctx, h, id, raw, before); err != nil {
 		return fail(err)
 	}
 	return h, mark, nil
 }
 
-// openHead opens what a commit names: keyring, sealed body, snapshot table.
-func (s *Shared) openHead(ctx context.Context, h *head, id blockstore.ImageID, raw []byte) error {
+// openHead opens what a commit names: keyring, unless it is that of before, sealed body,
+// snapshot table.
+func (s *Shared) openHead(ctx context.Context, h *head, id blockstore.ImageID, raw []byte, before *head) error {
 	public, err := blockstore.ParseCommit(raw)
 	if err != nil {
 		return err
 	}
-	b, err := s.small(ctx, id, public.Keyring)
-	if err != nil {
-		return fmt.Errorf("keyring: %w", err)
-	}
-	if h.keys, err = crypto.OpenKeyring(b, id, s.Identities); err != nil {
+	if before != nil && before.commit.Keyring == public.Keyring {
+		h.keys = before.keys
+	} else if h.keys, err = s.keyring(ctx, id, public.Keyring); err != nil {
 		return err
 	}
 	if err := confirm(h.keys, public.Epochs); err != nil {
@@ -349,11 +355,21 @@ func (s *Shared) openHead(ctx context.Context, h *head, id blockstore.ImageID, r
 	if h.commit.CommitPublic.Snapshots == nil {
 		return nil
 	}
-	if b, err = s.small(ctx, id, *h.commit.CommitPublic.Snapshots); err != nil {
+	b, err := s.small(ctx, id, *h.commit.CommitPublic.Snapshots)
+	if err != nil {
 		return fmt.Errorf("snapshot table: %w", err)
 	}
 	h.snapshots, err = record.OpenSnapshots(h.keys, b)
 	return err
+}
+
+// keyring reads a keyring and opens it with this host's identities.
+func (s *Shared) keyring(ctx context.Context, id blockstore.ImageID, ref blockstore.SmallRef) (*crypto.Keyring, error) {
+	b, err := s.small(ctx, id, ref)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: %w", err)
+	}
+	return crypto.OpenKeyring(b, id, s.Identities)
 }
 
 // confirm compares the master keys that a keyring's epochs fold to with those of the commit.

@@ -219,7 +219,7 @@ type Fork struct {
 // in the store.
 func (s *Shared) Foreign(ctx context.Context, id blockstore.ImageID, raw []byte) (*Fork, error) {
 	h := &head{id: blockstore.CommitIDOf(raw)}
-	if err := s.openHead(ctx, h, id, raw); err != nil {
+	if err := s.openHead(ctx, h, id, raw, nil); err != nil {
 		return nil, fmt.Errorf("image %v: %w", id, err)
 	}
 	return &Fork{s: s, parent: h}, nil
