@@ -171,7 +171,7 @@ func (mv *Moving) waitGiven(ctx context.Context, armed *handover.Armed, left int
 }
 
 // keepPause is how long keepClose waits at least between two rounds.
-const keepPause = 100 * time.Millisecond
+const keepPause = 200 * time.Millisecond
 
 // keepClose goes on copying while the handover is armed, so that little is left for the moment
 // when the guest stands still; it takes a third of the time at most.
