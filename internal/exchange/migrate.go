@@ -158,7 +158,11 @@ func (mv *Moving) run(ctx context.Context) error {
 	}
 	mv.enter(PhaseFill)
 	began := time.Now()
-	if err := mv.whole(); err != nil { // what is missing comes when both hosts are up
+	err = mv.whole()
+	if back := mv.stayed(); back != nil {
+		return errors.Join(guest, back)
+	}
+	if err != nil { // what is missing comes when both hosts are up
 		return errors.Join(guest, fmt.Errorf("%w, %s, and not whole there yet: %w", ErrMoved, mv.to.Name, err))
 	}
 	if guest != nil {
@@ -176,6 +180,20 @@ func (mv *Moving) whole() error {
 		<-d.ended
 		if d.err != nil {
 			return fmt.Errorf("%s: %w", d.entry.Name, d.err)
+		}
+	}
+	return nil
+}
+
+// stayed fails if this host has one of the disks again.
+func (mv *Moving) stayed() error {
+	for _, d := range mv.disks {
+		mine, err := mv.x.holds(d.entry.Image)
+		if err != nil {
+			return err
+		}
+		if mine {
+			return fmt.Errorf("%s had %s, which is here again, for somebody has opened it for writing here: %w", mv.to.Name, d.entry.Name, image.ErrInUse)
 		}
 	}
 	return nil

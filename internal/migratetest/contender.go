@@ -43,6 +43,9 @@ func (o *ours) await(context.Context) error { return nil }
 
 func (o *ours) carry(ctx context.Context, source *vm) (*vm, error) {
 	var got outcome
+	if err := o.move.pull(o.from, o.to, o.name); err != nil {
+		return nil, err
+	}
 	target, err := o.move.carry(ctx, o.r, source, o.from, o.to, o.name, &got)
 	o.r.note("%+v", got.report)
 	return target, err

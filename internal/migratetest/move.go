@@ -88,18 +88,12 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 		return o, err
 	}
 	o.sealed = sealed
-	source, err := r.startVM(ctx, from.machine(name, m.rate, ""))
+	before, err := from.sent()
 	if err != nil {
 		return o, err
 	}
+	source, err := m.begin(ctx, r, from, to, name)
 	defer source.stop()
-	if _, err := source.says(ctx, 0, "READY"); err != nil {
-		return o, err
-	}
-	if err := wait(ctx, settle); err != nil {
-		return o, err
-	}
-	before, err := from.sent()
 	if err != nil {
 		return o, err
 	}
@@ -128,6 +122,39 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 	return o, errors.Join(to.check(name), from.refuses(name))
 }
 
+// begin starts the guest and lets it run for a while; on the destination there is what pull brings.
+func (m move) begin(ctx context.Context, r *rig, from, to *host, name string) (source *vm, err error) {
+	if !m.lazy { // while nobody writes it: regions that are planned anew would be brought twice
+		if err := m.pull(from, to, name); err != nil {
+			return nil, err
+		}
+	}
+	if source, err = r.startVM(ctx, from.machine(name, m.rate, "")); err != nil {
+		return source, err
+	}
+	if _, err := source.says(ctx, 0, "READY"); err != nil {
+		return source, err
+	}
+	if err := wait(ctx, settle); err != nil || !m.lazy {
+		return source, err
+	}
+	return source, m.pull(from, to, name)
+}
+
+// pull brings the disk of a guest that sealdisk is to move: the destination's QEMU is started
+// before the first round, and needs the file.
+func (m move) pull(from, to *host, name string) error {
+	if !m.driven {
+		return nil
+	}
+	args := []string{"pull", from.name + ":" + name}
+	if m.lazy {
+		args = append(args, "--lazy")
+	}
+	_, err := to.do(args...)
+	return err
+}
+
 // carry makes the other QEMU and moves the guest to it.
 func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, name string, o *outcome) (*vm, error) {
 	ram := filepath.Join(r.dir, name+".ram")
@@ -139,18 +166,10 @@ func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, nam
 	if m.driven {
 		incoming = "defer"
 	}
-	// The destination's QEMU needs the file: it is there once the first round is.
 	out := &process{new: make(chan struct{})}
 	var target *vm
 	if m.driven {
-		pull := []string{"pull", from.name + ":" + name}
-		if m.lazy {
-			pull = append(pull, "--lazy")
-		}
-		_, err := to.do(pull...)
-		if err != nil {
-			return nil, err
-		}
+		var err error
 		if target, err = r.startVM(ctx, to.machine(name, m.rate, incoming)); err != nil {
 			return target, err
 		}
@@ -161,7 +180,7 @@ func (m move) carry(ctx context.Context, r *rig, source *vm, from, to *host, nam
 		return target, err
 	}
 	if !m.driven {
-		if err := p.says(ctx, "armed"); err != nil {
+		if err := p.says(ctx, "armed"); err != nil { // the file is there once the first round is
 			return nil, err
 		}
 		if target, err = r.startVM(ctx, to.machine(name, m.rate, incoming)); err != nil {

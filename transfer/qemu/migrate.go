@@ -135,6 +135,7 @@ const (
 	pollStep      = 50 * time.Millisecond
 	cancelTimeout = 30 * time.Second
 	unbound       = 1 << 50 // bytes per second
+	maxUntimed    = 20      // polls of a migration that is over, for its figures
 )
 
 // Migrate moves the guest and returns when it has gone, or stays. When ctx ends before the
@@ -182,6 +183,7 @@ type following struct {
 	o         Options
 	events    <-chan Event
 	continued bool // the disks are being given up: there is no way back from here
+	completed int  // how often it was found completed
 	report    Report
 }
 
@@ -219,6 +221,9 @@ func (f *following) look(ctx context.Context, i *info) (over bool, err error) {
 	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 	switch i.Status {
 	case "completed":
+		if f.completed++; i.TotalTime == 0 && f.completed < maxUntimed {
+			return false, nil // QEMU says that it is, and then counts how long it took
+		}
 		f.report.Downtime, f.report.Total, f.report.Setup, f.report.Bytes = ms(i.Downtime), ms(i.TotalTime), ms(i.SetupTime), i.RAM.Transferred
 		return true, nil
 	case "failed", "cancelled":

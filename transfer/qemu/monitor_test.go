@@ -124,6 +124,9 @@ func TestSilent(t *testing.T) {
 	}
 }
 
+// untimed is a migration that is completed, but for how long it took.
+const untimed = "untimed"
+
 // script plays a migration: each query-migrate gets the next state, the last one for ever.
 type script struct {
 	mu     sync.Mutex
@@ -145,7 +148,10 @@ func (s *script) answer(command string) string {
 	if len(s.states) > 1 {
 		s.states = s.states[1:]
 	}
-	return fmt.Sprintf(`{"return": {"status": %q, "downtime": 12, "ram": {"total": 10, "remaining": 4, "transferred": 6}}, "id": ID}`, state)
+	if state == untimed {
+		return `{"return": {"status": "completed", "ram": {"total": 10, "remaining": 4, "transferred": 6}}, "id": ID}`
+	}
+	return fmt.Sprintf(`{"return": {"status": %q, "downtime": 12, "total-time": 20, "ram": {"total": 10, "remaining": 4, "transferred": 6}}, "id": ID}`, state)
 }
 
 func (s *script) count(command string) (n int) {
@@ -171,6 +177,7 @@ func TestMigrate(t *testing.T) {
 		cancels   int
 	}{
 		{"well", []string{"setup", "active", "pre-switchover", "pre-switchover", "device", "completed"}, nil, nil, 1, 0},
+		{"before it has counted", []string{"active", untimed, untimed, "completed"}, nil, nil, 0, 0},
 		{"without a pause", []string{"active", "completed"}, nil, nil, 0, 0},
 		{"failed", []string{"active", "failed"}, nil, ErrFailed, 0, 0},
 		{"failed late", []string{"pre-switchover", "device", "failed"}, nil, ErrFailed, 1, 0},
