@@ -78,7 +78,11 @@ func (m move) run(ctx context.Context, r *rig, from, to *host, name, image strin
 	}
 	defer func() {
 		for _, h := range []*host{from, to} {
-			if rmErr := h.remove(ctx, name); err == nil {
+			rmErr := h.remove(ctx, name)
+			if rmErr == nil { // else room becomes short in the end, and regions are planned anew while an image moves
+				_, rmErr = h.do("gc")
+			}
+			if err == nil {
 				err = rmErr
 			}
 		}
