@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sealdisk/sealdisk/blockstore"
@@ -249,6 +251,49 @@ func TestAfter(t *testing.T) {
 	if !<-heard {
 		t.Error("it was not told")
 	}
+}
+
+// TestFillBesideReader: what a reader has brought by the time its turn comes is not sent again.
+func TestFillBesideReader(t *testing.T) {
+	a, b := newHost(t, 0), newHost(t, 0)
+	meet(t, a, b)
+	ctx := context.Background()
+	const size = 24 << 20
+	id := a.create(size)
+	c := b.ask(a.as("a"))
+	d, err := c.Describe(ctx, id.String(), blockstore.CommitID{})
+	check(t, err)
+	_, err = b.receiver().Begin(ctx, d, []*transfer.Client{c}, transfer.ReceiveOptions{Image: id})
+	check(t, err)
+	var gates atomic.Int64
+	read := sync.OnceValue(func() error { return b.copyFrom(a) })
+	var done, total int64
+	got, err := b.receiver().Fill(ctx, id, []*transfer.Client{c}, transfer.FillOptions{
+		Gate: func(context.Context) error {
+			if gates.Add(1) == 1 { // leaves
+				return nil
+			}
+			return read()
+		},
+		Progress: func(d, t int64) { done, total = d, t },
+	})
+	check(t, err)
+	if got.Bytes > size/4 || total < size || done != total {
+		t.Errorf("%d bytes came though a reader had them, %d of %d are done", got.Bytes, done, total)
+	}
+	b.sound(id)
+}
+
+// copyFrom puts all objects of another host into the store.
+func (h *host) copyFrom(from *host) error {
+	ctx := context.Background()
+	return from.store.Objects(ctx, func(id blockstore.ObjectID, _ int64) error {
+		raw, err := from.store.Append(ctx, nil, id)
+		if err != nil {
+			return err
+		}
+		return h.store.PutObjects(ctx, []blockstore.Object{{ID: id, Bytes: raw}})
+	})
 }
 
 // TestStranger: who is not pinned gets nothing, and a peer with another key is noticed.

@@ -122,13 +122,22 @@ func (g *gathering) fetch(c chunk) error {
 	requestsOf.SetLimit(x.ahead())
 	for _, part := range requests(c.want, x.most()) {
 		requestsOf.Go(func() error {
-			return x.request(ctx, put, part, func(b []byte) error {
+			rest := 0
+			for _, ref := range part {
+				rest += int(ref.Length)
+			}
+			err := x.request(ctx, put, part, func(b []byte) error {
 				if _, _, _, _, err := blockstore.ParseSegmentHeader(b); err != nil {
 					return err
 				}
+				rest -= len(b)
 				x.advance(len(b))
 				return nil
 			})
+			if err == nil {
+				x.advance(rest) // what whoever uses the image has brought itself
+			}
+			return err
 		})
 	}
 	if err := requestsOf.Wait(); err != nil {

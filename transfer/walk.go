@@ -98,19 +98,29 @@ func (x *receiving) lacks(id blockstore.ObjectID, length uint32) (bool, error) {
 	return !here, err
 }
 
-// smalls fetches what is missing of keyrings, tables and the like.
-func (x *receiving) smalls(ctx context.Context, refs ...blockstore.SmallRef) error {
-	var want []blockstore.SmallRef
+// lacking leaves out what is in the store.
+func (x *receiving) lacking(refs []blockstore.SmallRef) (want []blockstore.SmallRef, err error) {
 	for _, ref := range refs {
 		lacks, err := x.lacks(ref.ID, ref.Length)
 		if err != nil {
-			return err
-		}
-		if lacks && ref.Length > blockstore.MaxTable {
-			return fmt.Errorf("object %v of %d bytes: %w", ref.ID, ref.Length, ErrProtocol)
+			return nil, err
 		}
 		if lacks {
 			want = append(want, ref)
+		}
+	}
+	return want, nil
+}
+
+// smalls fetches what is missing of keyrings, tables and the like.
+func (x *receiving) smalls(ctx context.Context, refs ...blockstore.SmallRef) error {
+	want, err := x.lacking(refs)
+	if err != nil {
+		return err
+	}
+	for _, ref := range want {
+		if ref.Length > blockstore.MaxTable {
+			return fmt.Errorf("object %v of %d bytes: %w", ref.ID, ref.Length, ErrProtocol)
 		}
 	}
 	return x.bring(ctx, want, nil)
@@ -161,15 +171,9 @@ func (x *receiving) bring(ctx context.Context, want []blockstore.SmallRef, check
 
 // first brings objects that are wanted before others: as many as are missing, in order.
 func (x *receiving) first(ctx context.Context, refs []blockstore.SmallRef) error {
-	var want []blockstore.SmallRef
-	for _, ref := range refs {
-		lacks, err := x.lacks(ref.ID, ref.Length)
-		if err != nil {
-			return err
-		}
-		if lacks {
-			want = append(want, ref)
-		}
+	want, err := x.lacking(refs)
+	if err != nil {
+		return err
 	}
 	for _, part := range requests(want, firstBytes) { // each part is readable once it is there
 		if err := x.bring(ctx, part, nil); err != nil {
@@ -203,10 +207,14 @@ func (x *receiving) ahead() int {
 	return requestsAhead
 }
 
-// request makes one request and hands what comes to put.
+// request makes one request, once the gate is open, and hands what comes to put.
 func (x *receiving) request(ctx context.Context, put *blockstore.Batch, refs []blockstore.SmallRef, check func(b []byte) error) error {
 	if x.gate != nil {
 		if err := x.gate(ctx); err != nil {
+			return err
+		}
+		var err error
+		if refs, err = x.lacking(refs); err != nil { // whoever uses the image may have brought some meanwhile
 			return err
 		}
 	}
