@@ -51,6 +51,8 @@ type Claim struct {
 	// Keyrings are those that who asks has opened, of images that may come with it. The lease of one
 	// that has another keyring by now is refused; one that is not named here is not looked at.
 	Keyrings []Keyring `cbor:"1,keyasint"`
+	// Ask: nothing is given. The answer is that of one for whom nobody stands in the way, or a refusal.
+	Ask bool `cbor:"2,keyasint"`
 }
 
 // Keyring is that of an image.

@@ -216,7 +216,7 @@ func (x *Exchange) askLease(ctx context.Context, p peer.Peer, id blockstore.Imag
 	c := transfer.NewClient(conn)
 	defer c.Close()
 	for range 2 {
-		d, err := c.Describe(ctx, id.String(), blockstore.CommitID{})
+		d, err := x.wouldGive(ctx, c, id)
 		if err == nil {
 			err = x.bring(ctx, c, id, d)
 		}
@@ -239,6 +239,24 @@ func (x *Exchange) askLease(ctx context.Context, p peer.Peer, id blockstore.Imag
 		}
 	}
 	return errors.New("it does not know that it has it")
+}
+
+// wouldGive asks whether the holder would give an image's lease, and how the image is there: of one that
+// is in use nothing is brought in vain. Of a peer that is not the holder any more it gives what tells so.
+func (x *Exchange) wouldGive(ctx context.Context, c *transfer.Client, id blockstore.ImageID) (*transfer.Description, error) {
+	d, refusal := c.Lease(ctx, id, transfer.Claim{Ask: true})
+	if !errors.Is(refusal, transfer.ErrRefused) {
+		return d, refusal
+	}
+	d, err := c.Describe(ctx, id.String(), blockstore.CommitID{})
+	if err != nil {
+		return nil, err
+	}
+	chain, err := lease.Parse(id, d.Leases)
+	if err == nil && chain.Newest().Holder == c.Conn.Public {
+		err = refusal
+	}
+	return d, err
 }
 
 // bring makes what a peer describes the state of an image that is here, whole if it is so now.

@@ -64,6 +64,9 @@ const lendPatience = 20 * time.Second
 // Changed implements transfer.Images.
 func (x *Exchange) Changed(id blockstore.ImageID) <-chan struct{} { return x.Shared.Changed(id) }
 
+// errAsked ends a claim that only asks, once nothing stands in its way.
+var errAsked = errors.New("nothing stands in the way")
+
 // Grant implements transfer.Images. Nobody here may have the image open for writing.
 func (x *Exchange) Grant(ctx context.Context, p peer.Peer, public [32]byte, id blockstore.ImageID, c transfer.Claim) error {
 	for _, one := range x.Names.Group(id) { // all or none
@@ -74,8 +77,15 @@ func (x *Exchange) Grant(ctx context.Context, p peer.Peer, public [32]byte, id b
 			return fmt.Errorf("%w: not all disks of the guest may go: %w", transfer.ErrRefused, err)
 		}
 	}
-	err := x.Names.Yield(ctx, id, public, func(one blockstore.ImageID) error { return c.Check(x.Store, one) })
+	err := x.Names.Yield(ctx, id, public, func(one blockstore.ImageID) error {
+		if c.Ask {
+			return errAsked
+		}
+		return c.Check(x.Store, one)
+	})
 	switch {
+	case errors.Is(err, errAsked):
+		return nil
 	case errors.Is(err, image.ErrInUse):
 		return fmt.Errorf("%w: the image is in use there", transfer.ErrRefused)
 	case errors.Is(err, image.ErrNotHolder):
