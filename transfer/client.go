@@ -148,7 +148,7 @@ func (c *Client) description(resp *http.Response) (*Description, error) {
 }
 
 // Lease asks the holder of an image's lease for it, and gives the image as it is then:
-// its chain ends with a record for this host. Asked again it gives the same.
+// its chain ends with a record for this host, unless the claim only asks. Asked again it gives the same.
 func (c *Client) Lease(ctx context.Context, image blockstore.ImageID, claim Claim) (*Description, error) {
 	body, err := encMode.Marshal(claim)
 	if err != nil {

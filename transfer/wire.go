@@ -46,13 +46,13 @@ type Description struct {
 	Head    []byte             `cbor:"4,keyasint"` // the commit, signature included
 }
 
-// Claim asks for the lease of an image.
+// Claim asks for the lease of an image, or whether it would be given.
 type Claim struct {
 	// Keyrings are those that who asks has opened, of images that may come with it. The lease of one
 	// that has another keyring by now is refused; one that is not named here is not looked at.
 	Keyrings []Keyring `cbor:"1,keyasint"`
-	// Ask: nothing is given. The answer is that of one for whom nobody stands in the way, or a refusal.
-	Ask bool `cbor:"2,keyasint"`
+	// Ask: nothing is given. The answer is the image as it is, or a refusal.
+	Ask bool `cbor:"2,keyasint,omitempty"`
 }
 
 // Keyring is that of an image.

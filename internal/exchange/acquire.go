@@ -216,7 +216,7 @@ func (x *Exchange) askLease(ctx context.Context, p peer.Peer, id blockstore.Imag
 	c := transfer.NewClient(conn)
 	defer c.Close()
 	for range 2 {
-		d, err := x.wouldGive(ctx, c, id)
+		d, err := x.wouldGive(ctx, c, id, claim)
 		if err == nil {
 			err = x.bring(ctx, c, id, d)
 		}
@@ -242,9 +242,10 @@ func (x *Exchange) askLease(ctx context.Context, p peer.Peer, id blockstore.Imag
 }
 
 // wouldGive asks whether the holder would give an image's lease, and how the image is there: of one that
-// is in use nothing is brought in vain. Of a peer that is not the holder any more it gives what tells so.
-func (x *Exchange) wouldGive(ctx context.Context, c *transfer.Client, id blockstore.ImageID) (*transfer.Description, error) {
-	d, refusal := c.Lease(ctx, id, transfer.Claim{Ask: true})
+// is in use nothing is brought in vain. A peer that refuses and is not the holder any more describes it all the same.
+func (x *Exchange) wouldGive(ctx context.Context, c *transfer.Client, id blockstore.ImageID, claim transfer.Claim) (*transfer.Description, error) {
+	claim.Ask = true
+	d, refusal := c.Lease(ctx, id, claim)
 	if !errors.Is(refusal, transfer.ErrRefused) {
 		return d, refusal
 	}

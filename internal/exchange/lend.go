@@ -78,21 +78,22 @@ func (x *Exchange) Grant(ctx context.Context, p peer.Peer, public [32]byte, id b
 		}
 	}
 	err := x.Names.Yield(ctx, id, public, func(one blockstore.ImageID) error {
-		if c.Ask {
-			return errAsked
+		err := c.Check(x.Store, one)
+		if err == nil && c.Ask {
+			err = errAsked
 		}
-		return c.Check(x.Store, one)
+		return err
 	})
 	switch {
 	case errors.Is(err, errAsked):
-		return nil
+		err = nil
 	case errors.Is(err, image.ErrInUse):
 		return fmt.Errorf("%w: the image is in use there", transfer.ErrRefused)
 	case errors.Is(err, image.ErrNotHolder):
 		return fmt.Errorf("%w: another host holds the lease", transfer.ErrRefused)
 	case errors.Is(err, crypto.ErrNoIdentity):
 		return fmt.Errorf("%w: that host has no keys of the image", transfer.ErrRefused)
-	case err == nil:
+	case err == nil && !c.Ask:
 		x.Log.Warn("a peer has the lease from now on", "peer", p.Name, "image", id.String())
 	}
 	x.Names.Changed(id)

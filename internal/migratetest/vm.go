@@ -111,7 +111,7 @@ func (r *rig) startVM(ctx context.Context, m machine) (*vm, error) {
 	}
 	go lines(v.serial, v.hear)
 	if v.monitor, err = qemu.Dial(ctx, at("qmp")); err != nil {
-		return v, err
+		return v, p.why(err)
 	}
 	events, _ := v.monitor.Watch()
 	go func() {
@@ -133,6 +133,16 @@ func (r *rig) startVM(ctx context.Context, m machine) (*vm, error) {
 		}
 	}
 	return v, nil
+}
+
+// why adds what a program said last, if it has ended, or does so at once: a socket of it goes first.
+func (p *process) why(err error) error {
+	select {
+	case <-p.done:
+		return fmt.Errorf("QEMU ended: %s: %w", tail(p.text()), err)
+	case <-time.After(time.Second):
+		return err
+	}
 }
 
 // dialSoon connects to a socket that a process is about to make.
