@@ -209,9 +209,18 @@ func (c *collector) mark(ctx context.Context) error {
 	return c.markLate(ctx, c.s.gc.takeRoots())
 }
 
+// markLate marks commits that were put meanwhile. One that is gone was replaced, or removed with its
+// image: its successor was put before that, and is marked too. What it alone names goes after it, so
+// nothing that the successor needs is below a node at which a walk ended.
 func (c *collector) markLate(ctx context.Context, roots []Root) error {
 	for _, r := range roots {
-		if err := c.markHead(ctx, r); err != nil {
+		err := c.markHead(ctx, r)
+		if errors.Is(err, ErrNotFound) {
+			if _, now := c.s.Commit(r.Image, r.Commit); errors.Is(now, ErrNotFound) {
+				continue
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}

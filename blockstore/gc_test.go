@@ -230,6 +230,37 @@ func TestCollectBesideWriters(t *testing.T) {
 	wantState(t, s, revived, true)
 }
 
+// A writer that replaces its head again and again, and deletes what was there before, is in
+// nobody's way, and nobody in its.
+func TestCollectBesideReplacements(t *testing.T) {
+	s := newStore(t)
+	image := ImageID(id32(1))
+	states := []*state{newState(image, 1).put(t, s, image)}
+	loose := object(3000) // else there is nothing to sweep, and no need to look at what was put since
+	put(t, s, loose)
+	collect(t, s, CollectOptions{Progress: func(CollectStats) {
+		if len(states) == 100 {
+			return
+		}
+		old, next := states[len(states)-1], newState(image, Sequence(len(states)+1)).put(t, s, image)
+		states = append(states, next)
+		var ids []ObjectID
+		for _, o := range old.objs {
+			ids = append(ids, o.ID)
+		}
+		if err := errors.Join(s.DeleteCommits(t.Context(), image, old.id), s.DeleteObjects(t.Context(), ids)); err != nil {
+			t.Error(err)
+		}
+	}})
+	if len(states) < 20 {
+		t.Fatalf("%d states: the collector met too few", len(states))
+	}
+	for i, st := range states {
+		wantState(t, s, st, i == len(states)-1)
+	}
+	wantAbsent(t, s, loose.ID)
+}
+
 func TestHold(t *testing.T) {
 	s := newStore(t)
 	image := ImageID(id32(1))
