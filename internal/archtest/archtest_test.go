@@ -12,7 +12,6 @@ import (
 
 var checks = map[string]func(*Tree) []string{
 	"Layers":       Layers,
-	"Sizes":        Sizes,
 	"Docs":         Docs,
 	"Unfinished":   Unfinished,
 	"Tests":        Tests,
@@ -51,11 +50,6 @@ func code(pkg string, imports ...string) string {
 	return s
 }
 
-// lines is a function that takes n lines.
-func lines(name string, n int) string {
-	return "func " + name + "() {\n" + strings.Repeat("\n", n-2) + "}\n"
-}
-
 // TestChecks shows each check a tree that it must accept or must refuse, and compares the faults by
 // their beginning.
 func TestChecks(t *testing.T) {
@@ -88,15 +82,6 @@ func TestChecks(t *testing.T) {
 		{"cli at home", "Layers", files{"cmd/sealdisk/a.go": code("main", cli)}, nil},
 		{"cli", "Layers", files{"internal/daemon/a.go": code("daemon", cli)}, []string{"internal/daemon/a.go: imports github.com/urfave"}},
 
-		{"file at the limit", "Sizes", files{"fs/a.go": code("fs") + strings.Repeat("\n", 499)}, nil},
-		{"long file", "Sizes", files{"fs/a.go": code("fs") + strings.Repeat("\n", 500)}, []string{"fs/a.go: 501 lines"}},
-		{"function at the limit", "Sizes", files{"fs/a.go": code("fs") + lines("f", 60)}, nil},
-		{"long function", "Sizes", files{"fs/a.go": code("fs") + lines("f", 61)}, []string{"fs/a.go:2: f has 61 lines"}},
-		{"test at the limit", "Sizes", files{"fs/a_test.go": code("fs") + lines("f", 100)}, nil},
-		{"long test", "Sizes", files{"fs/a_test.go": code("fs") + lines("f", 101)}, []string{"fs/a_test.go:2: f has 101 lines"}},
-		{"package at the limit", "Sizes", numbered(14), nil},
-		{"large package", "Sizes", numbered(15), []string{"fs: 15 files"}},
-
 		{"doc", "Docs", files{"fs/doc.go": "// Package fs is.\npackage fs\n", "fs/a.go": code("fs")}, nil},
 		{"no doc.go", "Docs", files{"fs/a.go": code("fs")}, []string{"fs: no doc.go"}},
 		{"silent doc.go", "Docs", files{"fs/doc.go": code("fs")}, []string{"fs: no doc.go"}},
@@ -128,14 +113,6 @@ func TestChecks(t *testing.T) {
 			}
 		})
 	}
-}
-
-func numbered(n int) map[string]string {
-	files := map[string]string{"fs/a_test.go": code("fs")}
-	for i := range n {
-		files[fmt.Sprintf("fs/f%d.go", i)] = code("fs")
-	}
-	return files
 }
 
 func load(t *testing.T, files map[string]string) *Tree {
